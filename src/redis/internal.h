@@ -1,0 +1,79 @@
+/*
+ * internal.h
+ *	  What connection.c, greeting.c, reply.c and socket.c share; not for other
+ *	  rooms.
+ */
+#ifndef RS_REDIS_INTERNAL_H
+#define RS_REDIS_INTERNAL_H
+
+#include <hiredis/hiredis.h>
+
+#include "redis.h"
+
+/* As much as hiredis reads at once: its reader moves what is left of its
+ * buffer down at every kilobyte, so more would be slower. */
+#define RS_INPUT_SIZE 16384
+
+/* Texts of single replies up to this length need no memory. */
+#define RS_TEXT_SIZE 256
+
+struct RsConnection
+{
+	redisContext *context;		/* the socket and the reader */
+	redisReplyObjectFunctions *tree_functions;	/* hiredis' own */
+	char	   *target;			/* "host:port" or "unix:/path", for errors */
+	RsWait		wait;
+	void	   *wait_argument;
+
+	/* The last reply that was handed out, or the one being read. */
+	redisReply *tree;
+	bool		light_known;	/* light_type was told by the reader */
+	RsReplyType light_type;
+	int64_t		light_integer;
+	size_t		text_length;
+	size_t		text_size;
+	char	   *text;			/* text_room, or malloced for a longer one */
+	char		text_room[RS_TEXT_SIZE];
+
+	char		input[RS_INPUT_SIZE];
+};
+
+/* A moment of the monotonic clock, and the timeout that led to it for errors. */
+typedef struct RsDeadline
+{
+	int64_t		end_ns;
+	int			timeout_ms;
+} RsDeadline;
+
+/* connection.c */
+extern void rs_redis_deadline_start(RsDeadline *deadline, int timeout_ms);
+/* Milliseconds that are left, rounded up; 0 when it has passed. */
+extern int	rs_redis_deadline_left(const RsDeadline *deadline);
+
+/* Waits for the socket.  False and an error ("<call> <target>: ...") when the
+ * deadline has passed or the caller gave up; "call" is like "HELLO on". */
+extern bool rs_redis_await(RsConnection *connection, bool writable, const RsDeadline *deadline,
+						   const char *call, RsError *error);
+/* Sends all, and waits for one reply as a tree; errors as above. */
+extern bool rs_redis_send_all(RsConnection *connection, const char *data, size_t size,
+							  const RsDeadline *deadline, const char *call, RsError *error);
+extern bool rs_redis_await_reply(RsConnection *connection, const RsDeadline *deadline,
+								 const char *call, RsReply *reply, RsError *error);
+
+/* The bytes of a command; "lengths" may be NULL for terminated arguments. */
+extern size_t rs_redis_command_size(int count, const char *const *arguments, const size_t *lengths);
+extern char *rs_redis_command_write(char *out, int count, const char *const *arguments,
+									const size_t *lengths);
+
+/* socket.c */
+/* Connects the socket and makes the connection's context; false and an error. */
+extern bool rs_redis_open_socket(RsConnection *connection, const RsAddress *address,
+								 const RsDeadline *deadline, RsError *error);
+
+/* reply.c */
+/* rs_redis_reply, whose error is only the reason. */
+extern int	rs_redis_take_reply(RsConnection *connection, bool tree, RsReply *reply, RsError *reason);
+/* Frees what the last reply needed. */
+extern void rs_redis_forget_reply(RsConnection *connection);
+
+#endif							/* RS_REDIS_INTERNAL_H */

@@ -1,0 +1,223 @@
+/*
+ * redis.h
+ *	  The door of src/redis: everything redstream knows about Redis, in plain C.
+ *
+ * Nothing here knows PostgreSQL, so that the extension, the client program and
+ * the unit tests link the same code.  No function throws, logs or exits: each
+ * says in its return value whether it worked and, where it takes an RsError,
+ * writes one sentence there that names the call that failed.
+ *
+ * Memory comes from malloc.  Whoever calls from code that can longjmp must not
+ * hold any of these objects across it unless something else frees them.
+ */
+#ifndef RS_REDIS_H
+#define RS_REDIS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+/* One sentence about what failed, always terminated, never with a secret. */
+typedef struct RsError
+{
+	char		text[512];
+} RsError;
+
+/* Writes a formatted sentence, cut to fit.  Returns false, so that a caller
+ * can say "return rs_redis_error(...)". */
+extern bool rs_redis_error(RsError *error, const char *format,...)
+			__attribute__((format(printf, 2, 3)));
+
+/* ---- url.c: where a Redis is --------------------------------------------- */
+
+/* A parsed URL.  Strings are malloced; absent ones are NULL.  Either path (a
+ * Unix-domain socket) or host is set. */
+typedef struct RsAddress
+{
+	char	   *path;
+	char	   *host;
+	int			port;			/* 1 to 65535, with host only */
+	char	   *user;
+	char	   *password;
+	int			database;		/* 0 and up */
+} RsAddress;
+
+/*
+ * Parses redis://[user[:password]@]host[:port][/db] (percent-encoding undone,
+ * IPv6 addresses in brackets, default port 6379) and unix:///path[?db=n].
+ * rediss, redis+sentinel and redis+cluster are refused by name.  On failure
+ * the address holds nothing to free.  Errors never quote the user info.
+ */
+extern bool rs_redis_address_parse(const char *url, RsAddress *address, RsError *error);
+extern void rs_redis_address_free(RsAddress *address);
+
+/*
+ * Reads a password file: its first line without the line end.  Refuses a file
+ * that others than its owner can read or write (as libpq does for keys), one
+ * that is no regular file, an empty first line, and one of more than 4096
+ * bytes.  The result is malloced.
+ */
+extern bool rs_redis_password_read(const char *file, char **password, RsError *error);
+
+/* ---- keys.c: names and the keys made of them ------------------------------ */
+
+#define RS_NAME_MAX 512			/* bytes of a stream's or consumer's name */
+#define RS_NAMESPACE_MAX 128	/* bytes of a namespace */
+#define RS_KEY_SIZE 1536		/* room for any key, and its terminator */
+
+typedef struct RsKey
+{
+	size_t		length;
+	char		text[RS_KEY_SIZE];
+} RsKey;
+
+/* 1 to 512 bytes, no control characters, does not end in ".delay". */
+extern bool rs_redis_stream_name_check(const char *name, RsError *error);
+/* As a stream's name, and no ':'.  (".delay" is allowed at its end.) */
+extern bool rs_redis_consumer_name_check(const char *name, RsError *error);
+/* 0 to 128 bytes, no control characters. */
+extern bool rs_redis_namespace_check(const char *name, RsError *error);
+
+/* Keys of the contract; "ns" is the namespace without its colon, "" for none.
+ * The names must have passed their checks, so that every key fits. */
+extern void rs_redis_stream_key(RsKey *key, const char *ns, const char *stream);
+extern void rs_redis_delay_key(RsKey *key, const char *ns, const char *stream);
+extern void rs_redis_offset_key(RsKey *key, const char *ns, const char *stream, const char *consumer);
+/* "name" is "consumer:<stream>:<consumer>" or "trimmer:<stream>"; false when
+ * it is empty, has control characters or is longer than 1100 bytes. */
+extern bool rs_redis_lock_key(RsKey *key, const char *ns, const char *name, RsError *error);
+
+/* ---- stream_id.c: ids as two unsigned 64-bit numbers ----------------------- */
+
+typedef struct RsStreamId
+{
+	uint64_t	ms;
+	uint64_t	seq;
+} RsStreamId;
+
+#define RS_STREAM_ID_SIZE 42	/* two 20-digit numbers, '-', terminator */
+
+/* Parses "ms-seq", or "ms" alone as ms-0, all "length" bytes of it: digits
+ * only, no sign, no overflow. */
+extern bool rs_redis_id_parse(const char *text, size_t length, RsStreamId *id);
+/* < 0, 0 or > 0. */
+extern int	rs_redis_id_compare(const RsStreamId *a, const RsStreamId *b);
+/* The next id in order; false when there is none. */
+extern bool rs_redis_id_next(RsStreamId *id);
+/* Writes text and terminator, returns the length without it. */
+extern size_t rs_redis_id_format(const RsStreamId *id, char text[RS_STREAM_ID_SIZE]);
+
+/* ---- resp.c: commands as bytes --------------------------------------------- */
+
+/* Bytes of "*<count>\r\n" / of "$<length>\r\n<length bytes>\r\n". */
+extern size_t rs_redis_header_size(size_t count);
+extern size_t rs_redis_bulk_size(size_t length);
+/* Write them at "out", which has the room, and return the end. */
+extern char *rs_redis_header_write(char *out, size_t count);
+extern char *rs_redis_bulk_write(char *out, const char *data, size_t length);
+
+/* ---- connection.c: a socket and the replies that come through it ----------- */
+
+typedef struct RsConnection RsConnection;
+
+typedef enum RsReplyType
+{
+	RS_REPLY_STATUS,			/* "+OK" */
+	RS_REPLY_ERROR,				/* "-OOM ..." */
+	RS_REPLY_INTEGER,
+	RS_REPLY_STRING,
+	RS_REPLY_NIL,
+	RS_REPLY_ARRAY				/* only its elements: rs_redis_reply_tree */
+} RsReplyType;
+
+/* One reply.  "text" is not terminated and lives until the next call on the
+ * connection. */
+typedef struct RsReply
+{
+	RsReplyType type;
+	const char *text;
+	size_t		length;
+	int64_t		integer;
+	struct redisReply *tree;	/* the whole reply, when asked for; freed by
+								 * the next call on the connection */
+} RsReply;
+
+/* What a waiter is told by the caller of a blocking call.  Returns false to
+ * give up (interrupted); true when the socket may be ready or the timeout
+ * passed.  "writable": wait until it can be written, else until it can be read. */
+typedef bool (*RsWait) (void *argument, int fd, bool writable, int timeout_ms);
+
+/* The RsWait of programs without a latch: poll(2). */
+extern bool rs_redis_wait_poll(void *argument, int fd, bool writable, int timeout_ms);
+
+/* What the server said of itself while greeting. */
+typedef struct RsServerInfo
+{
+	char		software[32];	/* "redis" or "valkey" */
+	char		version[32];
+	char		run_id[64];		/* of INFO server; "" if not permitted */
+	int64_t		client_id;		/* CLIENT ID of this connection */
+} RsServerInfo;
+
+typedef struct RsConnectOptions
+{
+	const RsAddress *address;
+	const char *password;		/* instead of the address's own, or NULL */
+	const char *client_name;	/* CLIENT SETNAME; no spaces */
+	int			timeout_ms;		/* for the whole of connecting and greeting */
+	RsWait		wait;			/* NULL: rs_redis_wait_poll */
+	void	   *wait_argument;	/* like "wait", used as long as the connection
+								 * lives; the rest may go after connecting */
+} RsConnectOptions;
+
+/*
+ * Connects (non-blocking, through "wait") and greets: HELLO 2 with AUTH and
+ * SETNAME, the version check (Redis 6.2 or Valkey 7.2 and newer), SELECT,
+ * CLIENT ID, INFO server.  NULL and an error when any of it failed or the
+ * timeout passed.  A password without a user is that of "default"; a user
+ * without a password greets with an empty one.  Resolving a host name is the
+ * one step that "wait" does not cover.
+ */
+extern RsConnection *rs_redis_connect(const RsConnectOptions *options, RsServerInfo *info,
+									  RsError *error);
+
+/* Closes.  With "abort", SO_LINGER 0 makes the kernel forget what it has not
+ * sent yet. */
+extern void rs_redis_close(RsConnection *connection, bool abort);
+
+extern int	rs_redis_fd(const RsConnection *connection);
+
+/* Writes what the socket takes; returns the number of bytes, 0 when it would
+ * block, -1 and an error when the connection is lost. */
+extern ssize_t rs_redis_write(RsConnection *connection, const struct iovec *vector, int count,
+							  RsError *error);
+
+/* Reads what is there; returns 1 when something came, 0 when it would block,
+ * -1 and an error when the connection is lost. */
+extern int	rs_redis_read(RsConnection *connection, RsError *error);
+
+/*
+ * Takes the next complete reply out of what was read: 1 with a reply, 0 when
+ * it is not complete yet, -1 and an error for a protocol error (the connection
+ * is then of no more use).  Nothing is allocated for a reply of one element.
+ * With "tree" the elements of an array are built as hiredis's redisReply; the
+ * caller must have bounded what it asked for.  Without it an array is
+ * consumed and only its type told.  "tree" must not change between a 0 and
+ * the reply it announces.
+ */
+extern int	rs_redis_reply(RsConnection *connection, bool tree, RsReply *reply, RsError *error);
+
+/*
+ * Sends one command and waits for its reply (as a tree), through "wait", for
+ * timeout_ms at most.  An error reply of the server is returned as a reply, not
+ * as a failure.  After a failure the connection is of no more use.  Must not be
+ * mixed with replies still outstanding.  "lengths" may be NULL when every
+ * argument is terminated.
+ */
+extern bool rs_redis_command(RsConnection *connection, int count, const char *const *arguments,
+							 const size_t *lengths, int timeout_ms, RsReply *reply,
+							 RsError *error);
+
+#endif							/* RS_REDIS_H */
