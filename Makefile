@@ -1,0 +1,90 @@
+# redstream - announces row changes over Redis streams
+#
+# make, make install and make installcheck work as with any extension;
+# PG_CONFIG says for which PostgreSQL.  "make help" tells what else there is.
+
+EXTENSION = redstream
+MODULE_big = redstream
+PGFILEDESC = "redstream - announces row changes over Redis streams"
+
+DATA = sql/redstream--1.0.sql
+OBJS = $(patsubst %.c, %.o, $(filter-out src/consumer/%, $(sort $(wildcard src/*.c src/*/*.c))))
+
+# These need no PostgreSQL beforehand: the first row installs what is missing
+# by itself, and works on a copy of this directory.
+OWN_GOALS = check demo bench \
+	unit clean help
+
+ifneq (,$(filter $(OWN_GOALS), $(MAKECMDGOALS)))
+
+.PHONY: $(MAKECMDGOALS)
+.NOTPARALLEL:
+
+check:
+	@test/check
+
+demo:
+	@test/in-copy test/demo
+
+bench:
+	@test/in-copy test/bench/run
+
+unit:
+	$(MAKE) -C test/unit check
+
+clean:
+	rm -f redstream.so libredstream.a libredstream.pc $(OBJS)
+	rm -rf results output_iso tmp_check regression.diffs regression.out
+	$(if $(wildcard test/unit/Makefile), $(MAKE) -C test/unit clean)
+
+help:
+	@echo 'make               build for the PostgreSQL of PG_CONFIG (now: $(or $(PG_CONFIG),pg_config))'
+	@echo 'make install       put it where that PostgreSQL looks for extensions'
+	@echo 'make installcheck  run the SQL tests against the running server'
+	@echo 'make check         run every test; needs nothing beforehand'
+	@echo '                   ONLY="unit regress isolation tap demo"  only these suites'
+	@echo '                   TAP=test/t/001_*.pl                only these TAP tests'
+	@echo 'make demo          see it work; needs nothing beforehand; KEEP=1 to play on'
+	@echo 'make bench         measure it; needs nothing beforehand'
+	@echo 'make unit          run the unit tests here'
+	@echo 'make clean         remove what was built'
+
+# Other goals on the same line: "make clean all".
+$(filter-out $(OWN_GOALS), $(MAKECMDGOALS)):
+	$(MAKE) $@
+
+else # what PGXS does
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifeq (,$(wildcard $(PGXS)))
+$(error $(PG_CONFIG) knows no PGXS to build extensions with: install postgresql-server-dev-15, or set PG_CONFIG)
+endif
+ifeq (,$(shell pkg-config --version 2>/dev/null))
+$(error pkg-config not found: install the package pkg-config)
+endif
+require = $(if $(filter 0, $(shell pkg-config --exists $(1); echo $$?)),,$(error $(1) not found: install the package $(2)))
+$(call require,hiredis,libhiredis-dev)
+$(call require,json-c,libjson-c-dev)
+
+# PostgreSQL's headers as system headers, since they do not pass -Wextra; and its
+# callbacks have parameters that not everyone needs.
+PG_CPPFLAGS = -Isrc -isystem $(includedir_server) $(shell pkg-config --cflags hiredis json-c)
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter $(if $(WERROR), -Werror)
+SHLIB_LINK = $(shell pkg-config --libs hiredis json-c)
+
+# No bitcode for the JIT compiler: it has nothing to inline here.
+override with_llvm = no
+
+REGRESS = $(patsubst sql/%.sql, %, $(filter-out sql/redstream--%, $(sort $(wildcard sql/*.sql))))
+ISOLATION = $(patsubst test/specs/%.spec, %, $(sort $(wildcard test/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test
+TAP_TESTS = 1
+PROVE_TESTS = test/t/*.pl
+PROVE_FLAGS = -I test/lib
+
+include $(PGXS)
+
+$(OBJS): $(wildcard src/*.h src/*/*.h)
+
+endif

@@ -1,0 +1,387 @@
+/*
+ * looking.c
+ *	  SQL functions that look: at streams in Redis, at keys, at the counters.
+ *
+ * Each call that needs Redis has a connection of its own, non-blocking and waited
+ * for with the latch, so that it can be cancelled.  What is malloced belongs to the
+ * connection, which is closed on the way out, however that is.
+ */
+#include "postgres.h"
+
+#include <hiredis/hiredis.h>
+
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "settings.h"
+#include "stats.h"
+#include "transport/transport.h"
+
+PG_FUNCTION_INFO_V1(redstream_stream_key);
+PG_FUNCTION_INFO_V1(redstream_delay_key);
+PG_FUNCTION_INFO_V1(redstream_offset_key);
+PG_FUNCTION_INFO_V1(redstream_lock_key);
+PG_FUNCTION_INFO_V1(redstream_stream_size);
+PG_FUNCTION_INFO_V1(redstream_max_stream_id);
+PG_FUNCTION_INFO_V1(redstream_peek);
+PG_FUNCTION_INFO_V1(redstream_stats);
+
+#define PEEK_PAGE 500			/* entries fetched at a time */
+
+/* ---- names and keys --------------------------------------------------------------- */
+
+/* An argument in UTF-8, as Redis has it. */
+static char *
+utf8_argument(FunctionCallInfo fcinfo, int number)
+{
+	char	   *value = text_to_cstring(PG_GETARG_TEXT_PP(number));
+
+	return pg_server_to_any(value, strlen(value), PG_UTF8);
+}
+
+static void
+invalid_name(const RsError *error)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_NAME),
+			 errmsg("%s", error->text)));
+}
+
+static char *
+stream_argument(FunctionCallInfo fcinfo, int number)
+{
+	char	   *stream = utf8_argument(fcinfo, number);
+	RsError		error;
+
+	if (!rs_redis_stream_name_check(stream, &error))
+		invalid_name(&error);
+	return stream;
+}
+
+/* Text of Redis in the database's encoding. */
+static text *
+text_of_utf8(const char *data, size_t length)
+{
+	char	   *copy = pnstrdup(data, length);
+
+	return cstring_to_text(pg_any_to_server(copy, length, PG_UTF8));
+}
+
+static Datum
+key_datum(const RsKey *key)
+{
+	return PointerGetDatum(text_of_utf8(key->text, key->length));
+}
+
+Datum
+redstream_stream_key(PG_FUNCTION_ARGS)
+{
+	RsKey		key;
+
+	rs_redis_stream_key(&key, rs_namespace, stream_argument(fcinfo, 0));
+	return key_datum(&key);
+}
+
+Datum
+redstream_delay_key(PG_FUNCTION_ARGS)
+{
+	RsKey		key;
+
+	rs_redis_delay_key(&key, rs_namespace, stream_argument(fcinfo, 0));
+	return key_datum(&key);
+}
+
+Datum
+redstream_offset_key(PG_FUNCTION_ARGS)
+{
+	char	   *consumer = utf8_argument(fcinfo, 1);
+	RsError		error;
+	RsKey		key;
+
+	if (!rs_redis_consumer_name_check(consumer, &error))
+		invalid_name(&error);
+	rs_redis_offset_key(&key, rs_namespace, stream_argument(fcinfo, 0), consumer);
+	return key_datum(&key);
+}
+
+Datum
+redstream_lock_key(PG_FUNCTION_ARGS)
+{
+	RsError		error;
+	RsKey		key;
+
+	if (!rs_redis_lock_key(&key, rs_namespace, utf8_argument(fcinfo, 0), &error))
+		invalid_name(&error);
+	return key_datum(&key);
+}
+
+/* ---- asking Redis ------------------------------------------------------------------ */
+
+/* Waits for the socket; gives up on cancel and termination. */
+static bool
+wait_for_socket(void *argument, int fd, bool writable, int timeout_ms)
+{
+	int			happened;
+
+	happened = WaitLatchOrSocket(MyLatch,
+								 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT |
+								 (writable ? WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE),
+								 fd, timeout_ms, PG_WAIT_EXTENSION);
+	if (happened & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	return !QueryCancelPending && !ProcDiePending;
+}
+
+static void
+redis_failed(const RsError *error)
+{
+	CHECK_FOR_INTERRUPTS();		/* the reason, if there is one */
+	ereport(ERROR,
+			(errcode(ERRCODE_IO_ERROR),
+			 errmsg("could not ask Redis: %s", error->text),
+			 errhint("See redstream.url and redstream.stats.")));
+}
+
+static RsConnection *
+open_connection(void)
+{
+	RsServerInfo info;
+	RsError		error;
+	RsConnection *connection;
+
+	connection = rs_connect_configured("redstream-sql", wait_for_socket, NULL, &info, &error);
+	if (connection == NULL)
+		redis_failed(&error);
+	return connection;
+}
+
+static void
+ask(RsConnection *connection, int count, const char **arguments, RsReply *reply)
+{
+	size_t		lengths[8];
+	RsError		error;
+
+	Assert(count <= (int) lengthof(lengths));
+	for (int i = 0; i < count; i++)
+		lengths[i] = strlen(arguments[i]);
+	if (!rs_redis_command(connection, count, arguments, lengths, rs_timeout, reply, &error))
+		redis_failed(&error);
+	if (reply->type == RS_REPLY_ERROR)
+	{
+		rs_redis_error(&error, "%s: %.*s", arguments[0], (int) reply->length, reply->text);
+		redis_failed(&error);
+	}
+}
+
+Datum
+redstream_stream_size(PG_FUNCTION_ARGS)
+{
+	RsConnection *connection;
+	RsReply		reply;
+	RsKey		key;
+	volatile int64 size = 0;
+
+	rs_redis_stream_key(&key, rs_namespace, stream_argument(fcinfo, 0));
+	connection = open_connection();
+	PG_TRY();
+	{
+		const char *command[] = {"XLEN", key.text};
+
+		ask(connection, 2, command, &reply);
+		size = reply.integer;
+	}
+	PG_FINALLY();
+	{
+		rs_redis_close(connection, false);
+	}
+	PG_END_TRY();
+	PG_RETURN_INT64(size);
+}
+
+/* The id of an entry in the reply to XRANGE. */
+static const redisReply *
+entry_id(const RsReply *reply, size_t index)
+{
+	return reply->tree->element[index]->element[0];
+}
+
+Datum
+redstream_max_stream_id(PG_FUNCTION_ARGS)
+{
+	RsConnection *connection;
+	RsReply		reply;
+	RsKey		key;
+	text	   *volatile id = NULL;
+
+	rs_redis_stream_key(&key, rs_namespace, stream_argument(fcinfo, 0));
+	connection = open_connection();
+	PG_TRY();
+	{
+		const char *command[] = {"XREVRANGE", key.text, "+", "-", "COUNT", "1"};
+
+		ask(connection, 6, command, &reply);
+		if (reply.type == RS_REPLY_ARRAY && reply.tree->elements == 1)
+			id = cstring_to_text_with_len(entry_id(&reply, 0)->str, entry_id(&reply, 0)->len);
+	}
+	PG_FINALLY();
+	{
+		rs_redis_close(connection, false);
+	}
+	PG_END_TRY();
+	if (id == NULL)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(id);
+}
+
+/* ---- peek ----------------------------------------------------------------------------- */
+
+/* An end of the range: '-', '+', an id, or '(' and an id. */
+static char *
+range_argument(FunctionCallInfo fcinfo, int number)
+{
+	char	   *bound = text_to_cstring(PG_GETARG_TEXT_PP(number));
+	const char *id = bound[0] == '(' ? bound + 1 : bound;
+	RsStreamId	parsed;
+
+	if (strcmp(bound, "-") != 0 && strcmp(bound, "+") != 0 &&
+		!rs_redis_id_parse(id, strlen(id), &parsed))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid stream id: \"%s\"", bound),
+				 errhint("Ids look like 1700000000000-0; \"-\" is before and \"+\" is behind all of them, and \"(\" before an id leaves it out.")));
+	return bound;
+}
+
+static void
+peek_context(void *argument)
+{
+	errcontext("message %s", (const char *) argument);
+}
+
+/* One row of the result.  What has no payload, somebody else's entry, gets null. */
+static void
+put_entry(ReturnSetInfo *result, const redisReply *entry)
+{
+	const redisReply *id = entry->element[0];
+	const redisReply *fields = entry->element[1];
+	ErrorContextCallback context = {.callback = peek_context,.arg = id->str};
+	Datum		values[2];
+	bool		nulls[2] = {false, true};
+
+	values[0] = PointerGetDatum(cstring_to_text_with_len(id->str, id->len));
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+	for (size_t i = 0; nulls[1] && i + 1 < (size_t) fields->elements; i += 2)
+		if (strcmp(fields->element[i]->str, "payload") == 0)
+		{
+			const redisReply *payload = fields->element[i + 1];
+			char	   *copy = pnstrdup(payload->str, payload->len);
+
+			copy = pg_any_to_server(copy, payload->len, PG_UTF8);
+			values[1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(copy));
+			nulls[1] = false;
+		}
+	error_context_stack = context.previous;
+	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+}
+
+/* Fetches page by page, so that the memory for replies is bounded. */
+static void
+peek(RsConnection *connection, const RsKey *key, const char *start, const char *stop,
+	 int64 count, ReturnSetInfo *result)
+{
+	char		next[RS_STREAM_ID_SIZE + 1];
+
+	while (count > 0)
+	{
+		int			page = Min(count, PEEK_PAGE);
+		const char *command[] = {"XRANGE", key->text, start, stop, "COUNT", psprintf("%d", page)};
+		RsReply		reply;
+		size_t		entries;
+
+		ask(connection, 6, command, &reply);
+		entries = reply.type == RS_REPLY_ARRAY ? reply.tree->elements : 0;
+		for (size_t i = 0; i < entries; i++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			put_entry(result, reply.tree->element[i]);
+		}
+		if (entries < (size_t) page)
+			break;
+		snprintf(next, sizeof(next), "(%s", entry_id(&reply, entries - 1)->str);
+		start = next;
+		count -= entries;
+	}
+}
+
+Datum
+redstream_peek(PG_FUNCTION_ARGS)
+{
+	char	   *stream = stream_argument(fcinfo, 0);
+	char	   *start = range_argument(fcinfo, 1);
+	char	   *stop = range_argument(fcinfo, 2);
+	int			count = PG_GETARG_INT32(3);
+	RsConnection *connection;
+	RsKey		key;
+
+	if (count < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("count must not be negative")));
+	InitMaterializedSRF(fcinfo, 0);
+	rs_redis_stream_key(&key, rs_namespace, stream);
+	connection = open_connection();
+	PG_TRY();
+	{
+		peek(connection, &key, start, stop, count, (ReturnSetInfo *) fcinfo->resultinfo);
+	}
+	PG_FINALLY();
+	{
+		rs_redis_close(connection, false);
+	}
+	PG_END_TRY();
+	return (Datum) 0;
+}
+
+/* ---- stats ------------------------------------------------------------------------------ */
+
+/*
+ * One row: connected, since, last_error, last_error_at, delay_bytes, main_bytes and
+ * the counters in their order.  All null when the library was not preloaded.
+ */
+Datum
+redstream_stats(PG_FUNCTION_ARGS)
+{
+	TupleDesc	descriptor;
+	Datum		values[6 + RS_COUNTERS] = {0};
+	bool		nulls[6 + RS_COUNTERS];
+	RsTransportStatus status;
+
+	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE ||
+		descriptor->natts != lengthof(values))
+		elog(ERROR, "redstream.stats_row() does not match the library");
+	memset(nulls, !rs_transport_ready(), sizeof(nulls));
+	if (rs_transport_ready())
+	{
+		rs_transport_status(&status);
+		values[0] = BoolGetDatum(status.connected);
+		values[1] = TimestampTzGetDatum(status.since);
+		nulls[1] = status.since == 0;
+		values[2] = CStringGetTextDatum(status.last_error);
+		nulls[2] = nulls[3] = status.last_error_at == 0;
+		values[3] = TimestampTzGetDatum(status.last_error_at);
+		values[4] = Int64GetDatum(status.delay_bytes);
+		values[5] = Int64GetDatum(status.main_bytes);
+		for (int i = 0; i < RS_COUNTERS; i++)
+			values[6 + i] = Int64GetDatum(rs_stats_get(i));
+	}
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
+}

@@ -1,0 +1,49 @@
+/*
+ * capture.h
+ *	  The door of src/capture: from a row change to records of the transaction.
+ *
+ * The way in is the trigger function redstream.capture(), which attach() puts on tables.
+ */
+#ifndef RS_CAPTURE_H
+#define RS_CAPTURE_H
+
+#include "nodes/pg_list.h"
+#include "utils/relcache.h"
+
+/* What the arguments of a trigger say: names and values in turn. */
+typedef struct RsAttachment
+{
+	char	   *stream;
+	List	   *payload;		/* of String; NIL: the primary key */
+	List	   *columns;		/* of String; NIL: any column */
+	char	   *delay;			/* an interval; NULL: redstream.delay */
+} RsAttachment;
+
+/*
+ * Reads the arguments of a trigger.  Everything returned is in the current memory context.
+ * Raises invalid_parameter_value for arguments that attach() does not make.
+ */
+extern RsAttachment *rs_capture_read_arguments(int count, char **arguments);
+
+/* What of the session the text form of a type depends on. */
+typedef enum RsOutputMode
+{
+	RS_OUTPUT_PLAIN,			/* nothing */
+	RS_OUTPUT_COMMON,			/* formats of dates, times, intervals, floats and bytea */
+	RS_OUTPUT_ALL				/* anything: arrays, records, money, names of objects */
+} RsOutputMode;
+
+/*
+ * Makes output functions of types independent of the session until
+ * rs_capture_end_output() gets the result: ISO dates in UTC, postgres intervals, hex
+ * bytea, shortest exact floats, and with RS_OUTPUT_ALL qualified names and plain
+ * money.  An error in between puts everything back, too.
+ */
+extern int	rs_capture_begin_output(RsOutputMode mode);
+extern void rs_capture_end_output(int nest_level);
+
+/* Numbers of the primary key's columns, in the order of the table's columns;
+ * NIL when there is none. */
+extern List *rs_capture_primary_key(Relation relation);
+
+#endif							/* RS_CAPTURE_H */

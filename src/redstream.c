@@ -1,0 +1,30 @@
+/*
+ * redstream.c
+ *	  The module's entry point: what is set up when the library is loaded.
+ *
+ * Preloaded, the library has shared memory, the sender and the transaction
+ * callbacks.  Loaded by a session alone it has its settings and the functions
+ * that look at Redis; a captured write then fails and says what is missing.
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "miscadmin.h"
+
+#include "settings.h"
+#include "transaction/transaction.h"
+#include "transport/transport.h"
+
+PG_MODULE_MAGIC;
+
+void		_PG_init(void);
+
+void
+_PG_init(void)
+{
+	rs_settings_define(process_shared_preload_libraries_in_progress);
+	if (!process_shared_preload_libraries_in_progress)
+		return;
+	rs_transport_init();
+	rs_transaction_init();
+}

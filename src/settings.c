@@ -1,0 +1,170 @@
+/*
+ * settings.c
+ *	  Definitions and checks of the settings.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "tcop/tcopprot.h"
+#include "utils/guc.h"
+
+#include "settings.h"
+
+char	   *rs_url;
+char	   *rs_password_file;
+char	   *rs_namespace;
+int			rs_timeout;
+bool		rs_wait_for_ack;
+int			rs_on_outage;
+int			rs_queue_size;
+int			rs_transaction_buffer;
+bool		rs_enabled;
+int			rs_namespace_generation;
+
+static const struct config_enum_entry outage_policies[] = {
+	{"error", RS_OUTAGE_ERROR, false},
+	{"skip", RS_OUTAGE_SKIP, false},
+	{NULL, 0, false}
+};
+
+/*
+ * Refuses a URL that cannot be parsed and warns of a password in one.  Check
+ * hooks run in every process at a reload: the warning is for the server log,
+ * once, by the postmaster, and for whoever runs ALTER SYSTEM.
+ */
+static bool
+check_url(char **newval, void **extra, GucSource source)
+{
+	RsAddress	address;
+	RsError		error;
+	bool		has_password;
+
+	if (!rs_redis_address_parse(*newval, &address, &error))
+	{
+		GUC_check_errdetail("%s", error.text);
+		return false;
+	}
+	has_password = address.password != NULL;
+	rs_redis_address_free(&address);
+	if (has_password && (!IsUnderPostmaster || debug_query_string != NULL))
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("redstream.url contains a password"),
+				 errdetail("Superusers, members of pg_monitor and readers of the server log can see it."),
+				 errhint("Put the password into a file that only the server's user can read, and name it in redstream.password_file.")));
+	return true;
+}
+
+static bool
+check_namespace(char **newval, void **extra, GucSource source)
+{
+	RsError		error;
+
+	if (rs_redis_namespace_check(*newval, &error))
+		return true;
+	GUC_check_errdetail("%s", error.text);
+	return false;
+}
+
+static void
+assign_namespace(const char *newval, void *extra)
+{
+	rs_namespace_generation++;
+}
+
+/* What says where Redis is, and how long it may take. */
+static void
+define_connection_settings(void)
+{
+	DefineCustomStringVariable("redstream.url",
+							   "Where Redis is: redis://[user[:password]@]host[:port][/db] or unix:///path[?db=n].",
+							   NULL, &rs_url, "redis://127.0.0.1:6379/0",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   check_url, NULL, NULL);
+	DefineCustomStringVariable("redstream.password_file",
+							   "File with the password for Redis, readable by the server's user alone.",
+							   NULL, &rs_password_file, "",
+							   PGC_SIGHUP, GUC_SUPERUSER_ONLY,
+							   NULL, NULL, NULL);
+	DefineCustomStringVariable("redstream.namespace",
+							   "Prefix of every Redis key.",
+							   NULL, &rs_namespace, "",
+							   PGC_SIGHUP, 0,
+							   check_namespace, assign_namespace, NULL);
+	DefineCustomIntVariable("redstream.timeout",
+							"The longest that Redis may hold up a transaction without progress.",
+							"Also the time allowed for connecting. Whatever progress Redis makes, one wait never takes longer than ten times this.",
+							&rs_timeout, 1000, 10, 600000,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+}
+
+/* What decides how a transaction is announced. */
+static void
+define_transaction_settings(void)
+{
+	DefineCustomBoolVariable("redstream.wait_for_ack",
+							 "Commit waits until Redis has acknowledged the delay messages.",
+							 "When off, a crash at the wrong moment can lose the announcement.",
+							 &rs_wait_for_ack, true,
+							 PGC_USERSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomEnumVariable("redstream.on_outage",
+							 "What a transaction does that Redis does not acknowledge in time.",
+							 "error aborts it; skip commits it, counts its messages as lost and warns.",
+							 &rs_on_outage, RS_OUTAGE_ERROR, outage_policies,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("redstream.transaction_buffer",
+							"Memory for the messages of one transaction.",
+							"Past it the transaction is published from its delay messages.",
+							&rs_transaction_buffer, 4096, 64, 512 * 1024,
+							PGC_USERSET, GUC_UNIT_KB,
+							NULL, NULL, NULL);
+	DefineCustomBoolVariable("redstream.enabled",
+							 "Triggers announce changes; when off, they do nothing.",
+							 NULL, &rs_enabled, true,
+							 PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+}
+
+void
+rs_settings_define(bool preloading)
+{
+	define_connection_settings();
+	define_transaction_settings();
+	if (preloading)
+		DefineCustomIntVariable("redstream.queue_size",
+								"Shared memory for each of the two queues to Redis.",
+								NULL, &rs_queue_size, 16 * 1024, 1024, 1024 * 1024,
+								PGC_POSTMASTER, GUC_UNIT_KB,
+								NULL, NULL, NULL);
+	MarkGUCPrefixReserved("redstream");
+}
+
+RsConnection *
+rs_connect_configured(const char *client_name, RsWait wait, void *wait_argument,
+					  RsServerInfo *info, RsError *error)
+{
+	RsAddress	address;
+	RsConnectOptions options = {
+		.address = &address,
+		.client_name = client_name,
+		.timeout_ms = rs_timeout,
+		.wait = wait,
+		.wait_argument = wait_argument
+	};
+	char	   *password = NULL;
+	RsConnection *connection = NULL;
+
+	if (!rs_redis_address_parse(rs_url, &address, error))
+		return NULL;
+	if (rs_password_file[0] == '\0' || rs_redis_password_read(rs_password_file, &password, error))
+	{
+		options.password = password;
+		connection = rs_redis_connect(&options, info, error);
+	}
+	free(password);
+	rs_redis_address_free(&address);
+	return connection;
+}

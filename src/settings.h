@@ -1,0 +1,43 @@
+/*
+ * settings.h
+ *	  All settings (GUCs) of redstream.  A leaf: any server file may read them.
+ */
+#ifndef RS_SETTINGS_H
+#define RS_SETTINGS_H
+
+#include "redis/redis.h"
+
+typedef enum RsOutagePolicy
+{
+	RS_OUTAGE_ERROR,			/* abort the transaction */
+	RS_OUTAGE_SKIP				/* commit without its messages, and say so */
+} RsOutagePolicy;
+
+extern char *rs_url;
+extern char *rs_password_file;
+extern char *rs_namespace;
+extern int	rs_timeout;			/* milliseconds */
+extern bool rs_wait_for_ack;
+extern int	rs_on_outage;		/* RsOutagePolicy */
+extern int	rs_queue_size;		/* kilobytes, of each lane */
+extern int	rs_transaction_buffer;	/* kilobytes */
+extern bool rs_enabled;
+
+/* Counts the changes of rs_namespace in this process, so that keys made with
+ * an old one can be told. */
+extern int	rs_namespace_generation;
+
+/* Defines the settings, once, from _PG_init.  "preloading" also defines those
+ * that only exist with shared memory. */
+extern void rs_settings_define(bool preloading);
+
+/*
+ * Connects to Redis as the settings say (rs_redis_connect() with redstream.url,
+ * redstream.password_file and redstream.timeout).  NULL and an error when
+ * that fails.
+ */
+extern RsConnection *rs_connect_configured(const char *client_name, RsWait wait,
+										   void *wait_argument, RsServerInfo *info,
+										   RsError *error);
+
+#endif							/* RS_SETTINGS_H */

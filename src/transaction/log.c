@@ -1,0 +1,246 @@
+/*
+ * log.c
+ *	  The log of a transaction.
+ *
+ * Savepoints cost nothing until a record comes: only then a mark is made for the
+ * nesting level.  Rolling back cuts everything to the mark, committing hands
+ * the mark to the parent level, unless it has an older one.
+ */
+#include "postgres.h"
+
+#include "common/hashfn.h"
+#include "utils/memutils.h"
+
+#include "transaction/log.h"
+
+#define INITIAL_SIZE 1024
+#define WINDOW_SIZE 8192		/* a power of two */
+
+RsLog *
+rs_log_create(MemoryContext parent)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "redstream transaction log",
+												  ALLOCSET_DEFAULT_SIZES);
+	RsLog	   *log = MemoryContextAllocZero(context, sizeof(RsLog));
+
+	log->context = context;
+	return log;
+}
+
+/* Makes an array hold "needed" elements, doubling it. */
+static void *
+grow(MemoryContext context, void *array, int *size, int needed, size_t element)
+{
+	if (needed <= *size)
+		return array;
+	*size = Max(needed, *size * 2);
+	if (array == NULL)
+		return MemoryContextAllocHuge(context, *size * element);
+	return repalloc_huge(array, *size * element);
+}
+
+/* ---- the window ------------------------------------------------------------ */
+
+static uint32 *
+window_cell(const RsLog *log, int stream, const char *payload, size_t length)
+{
+	uint32		hash = hash_bytes((const unsigned char *) payload, length);
+
+	return &log->window[hash_combine(hash, stream) & (WINDOW_SIZE - 1)];
+}
+
+bool
+rs_log_has(const RsLog *log, int stream, const char *payload, size_t length)
+{
+	const RsRecord *record;
+	uint32		cell;
+
+	if (log->used == 0)
+		return false;
+	cell = log->window == NULL ? 1 : *window_cell(log, stream, payload, length);
+	if (cell == 0)
+		return false;
+	record = (const RsRecord *) (log->data + cell - 1);
+	return record->stream == stream && record->length == length &&
+		memcmp(RS_RECORD_PAYLOAD(record), payload, length) == 0;
+}
+
+/* Makes the window, which has the first record in it. */
+static void
+open_window(RsLog *log)
+{
+	const RsRecord *first = (const RsRecord *) log->data;
+
+	log->window = MemoryContextAllocZero(log->context, sizeof(uint32) * WINDOW_SIZE);
+	*window_cell(log, first->stream, RS_RECORD_PAYLOAD(first), first->length) = 1;
+}
+
+static void
+clear_window(RsLog *log)
+{
+	if (log->window != NULL)
+		memset(log->window, 0, sizeof(uint32) * WINDOW_SIZE);
+}
+
+/* ---- appending ------------------------------------------------------------- */
+
+/* The mark of the level, made when this is its first record. */
+static RsMark *
+mark_level(RsLog *log, int level)
+{
+	RsMark	   *mark;
+
+	if (log->nmarks > 0 && log->marks[log->nmarks - 1].level == level)
+		return &log->marks[log->nmarks - 1];
+	log->marks = grow(log->context, log->marks, &log->marks_size, log->nmarks + 1,
+					  sizeof(RsMark));
+	mark = &log->marks[log->nmarks++];
+	mark->level = level;
+	mark->position = log->base + log->used;
+	mark->nxids = log->nxids;
+	mark->last_xid = log->nxids > 0 ? log->xids[log->nxids - 1].last : 0;
+	mark->nplaces = log->nplaces;
+	mark->listed = 0;
+	return mark;
+}
+
+static void
+list_xid(RsLog *log, RsMark *mark, uint64 xid)
+{
+	if (mark->listed == xid)
+		return;
+	log->xids = grow(log->context, log->xids, &log->xids_size, log->nxids + 1,
+					 sizeof(RsXidRange));
+	if (log->nxids > 0 && log->xids[log->nxids - 1].last + 1 == xid)
+		log->xids[log->nxids - 1].last = xid;
+	else
+	{
+		log->xids[log->nxids].first = xid;
+		log->xids[log->nxids].last = xid;
+		log->nxids++;
+	}
+	mark->listed = xid;
+}
+
+void
+rs_log_append(RsLog *log, int level, uint64 xid, int stream,
+			  const char *payload, size_t length)
+{
+	size_t		needed = log->used + RS_RECORD_SIZE(length);
+	RsRecord   *record;
+
+	list_xid(log, mark_level(log, level), xid);
+	if (!bms_is_member(stream, log->streams))
+	{
+		MemoryContext old = MemoryContextSwitchTo(log->context);
+
+		log->streams = bms_add_member(log->streams, stream);
+		MemoryContextSwitchTo(old);
+	}
+	if (needed > log->size)
+	{
+		size_t		size = Max(needed, Max(log->size * 2, INITIAL_SIZE));
+
+		log->data = log->data == NULL ? MemoryContextAllocHuge(log->context, size) :
+			repalloc_huge(log->data, size);
+		log->size = size;
+	}
+	/* A transaction of one record needs no window. */
+	if (log->window == NULL && log->used > 0)
+		open_window(log);
+	if (log->window != NULL)
+		*window_cell(log, stream, payload, length) = log->used + 1;
+
+	record = (RsRecord *) (log->data + log->used);
+	record->xid = xid;
+	record->stream = stream;
+	record->length = length;
+	memcpy(record + 1, payload, length);
+	log->used = needed;
+}
+
+void
+rs_log_forget(RsLog *log)
+{
+	Assert(log->streamed == log->used);
+	log->base += log->used;
+	log->used = log->streamed = 0;
+	clear_window(log);
+}
+
+bool
+rs_log_is_empty(const RsLog *log)
+{
+	return log->nxids == 0;
+}
+
+/* ---- savepoints -------------------------------------------------------------- */
+
+void
+rs_log_merge(RsLog *log, int level)
+{
+	RsMark	   *mark = log->nmarks > 0 ? &log->marks[log->nmarks - 1] : NULL;
+
+	if (mark == NULL || mark->level != level)
+		return;
+	if (log->nmarks > 1 && mark[-1].level == level - 1)
+		log->nmarks--;
+	else
+	{
+		mark->level = level - 1;
+		mark->listed = 0;
+	}
+}
+
+int
+rs_log_truncate(RsLog *log, int level)
+{
+	RsMark	   *mark = NULL;
+
+	while (log->nmarks > 0 && log->marks[log->nmarks - 1].level >= level)
+		mark = &log->marks[--log->nmarks];
+	if (mark == NULL)
+		return log->nplaces;
+	log->used = mark->position > log->base ? mark->position - log->base : 0;
+	log->streamed = Min(log->streamed, log->used);
+	log->nxids = mark->nxids;
+	if (log->nxids > 0)
+		log->xids[log->nxids - 1].last = mark->last_xid;
+	clear_window(log);
+	return mark->nplaces;
+}
+
+void
+rs_log_reserve_place(RsLog *log)
+{
+	log->places = grow(log->context, log->places, &log->places_size, log->nplaces + 1,
+					   sizeof(RsEntryNumber));
+}
+
+static int
+compare_ranges(const void *a, const void *b)
+{
+	const RsXidRange *left = a;
+	const RsXidRange *right = b;
+
+	return left->first < right->first ? -1 : left->first > right->first ? 1 : 0;
+}
+
+RsXidRange *
+rs_log_sorted_xids(const RsLog *log, int *count)
+{
+	RsXidRange *ranges = MemoryContextAllocHuge(log->context, sizeof(RsXidRange) * log->nxids);
+	int			last = 0;
+
+	memcpy(ranges, log->xids, sizeof(RsXidRange) * log->nxids);
+	qsort(ranges, log->nxids, sizeof(RsXidRange), compare_ranges);
+	for (int i = 1; i < log->nxids; i++)
+	{
+		if (ranges[i].first <= ranges[last].last + 1)
+			ranges[last].last = Max(ranges[last].last, ranges[i].last);
+		else
+			ranges[++last] = ranges[i];
+	}
+	*count = last + 1;
+	return ranges;
+}

@@ -1,0 +1,88 @@
+/*
+ * log.h
+ *	  The log of a transaction: its records, the marks of its savepoints, and the
+ *	  (sub)transactions that made them.  For the files of this directory.
+ *
+ * The log knows nothing of lanes.  It lives in one memory context and goes with it.
+ */
+#ifndef RS_TRANSACTION_LOG_H
+#define RS_TRANSACTION_LOG_H
+
+#include "nodes/bitmapset.h"
+#include "transport/transport.h"
+
+typedef struct RsRecord
+{
+	uint64		xid;			/* epoch-extended, of the (sub)transaction */
+	int			stream;			/* rs_transaction_stream() */
+	uint32		length;			/* of the payload that follows */
+} RsRecord;
+
+#define RS_RECORD_PAYLOAD(record) ((const char *) ((record) + 1))
+#define RS_RECORD_SIZE(length) MAXALIGN(sizeof(RsRecord) + (length))
+
+/* What the log was when the first record of a nesting level came. */
+typedef struct RsMark
+{
+	int			level;
+	uint64		position;		/* of the log's end */
+	int			nxids;
+	uint64		last_xid;		/* end of the last of these ranges */
+	int			nplaces;
+	uint64		listed;			/* the level's own xid, once it is in the ranges; or 0 */
+} RsMark;
+
+typedef struct RsLog
+{
+	MemoryContext context;
+	/* Records, back to back.  Those before "base" are forgotten: their
+	 * delay messages are in the lane, and the transaction is a large one. */
+	char	   *data;
+	size_t		used;
+	size_t		size;
+	size_t		streamed;		/* of data: delay messages are in the lane */
+	uint64		base;			/* bytes forgotten */
+	uint32	   *window;			/* positions in data, plus 1, by hash; NULL at first */
+	RsMark	   *marks;			/* by level, innermost last */
+	int			nmarks;
+	int			marks_size;
+	RsXidRange *xids;			/* of all records, in the order they came */
+	int			nxids;
+	int			xids_size;
+	Bitmapset  *streams;		/* of all records, rolled back or not */
+	RsEntryNumber *places;		/* taken in the main lane */
+	int			nplaces;
+	int			places_size;
+} RsLog;
+
+/* A new log, in a new child of "parent". */
+extern RsLog *rs_log_create(MemoryContext parent);
+
+/* Was an equal record appended not long ago, and is it still there? */
+extern bool rs_log_has(const RsLog *log, int stream, const char *payload, size_t length);
+
+/* Appends a record made at this nesting level by this (sub)transaction. */
+extern void rs_log_append(RsLog *log, int level, uint64 xid, int stream,
+						  const char *payload, size_t length);
+
+/* Forgets the records, all of which must be streamed. */
+extern void rs_log_forget(RsLog *log);
+
+/* Are there any records, forgotten ones included, that were not rolled back? */
+extern bool rs_log_is_empty(const RsLog *log);
+
+/* The level committed into its parent.  Does not throw. */
+extern void rs_log_merge(RsLog *log, int level);
+
+/* The level was rolled back: truncates the log to its mark, and returns how many
+ * places remain valid.  Does not throw. */
+extern int	rs_log_truncate(RsLog *log, int level);
+
+/* Makes room for one more place.  Throws when out of memory. */
+extern void rs_log_reserve_place(RsLog *log);
+
+/* Sorts the ranges of xids and joins neighbours; afterwards nothing may be appended
+ * or rolled back any more that belongs to them. */
+extern RsXidRange *rs_log_sorted_xids(const RsLog *log, int *count);
+
+#endif							/* RS_TRANSACTION_LOG_H */

@@ -1,0 +1,37 @@
+/*
+ * stream.h
+ *	  Streams by number, and records as commands.  For the files of this directory.
+ */
+#ifndef RS_TRANSACTION_STREAM_H
+#define RS_TRANSACTION_STREAM_H
+
+#include "transaction/log.h"
+
+/* The keys of a stream, and the beginnings of the commands that write to it, up to the
+ * payload. */
+typedef struct RsStream
+{
+	char	   *name;
+	int			generation;		/* of the namespace the keys were made with */
+	RsKey		stream_key;
+	RsKey		delay_key;
+	char	   *main_prefix;
+	size_t		main_prefix_length;
+	char	   *delay_prefix;
+	size_t		delay_prefix_length;
+} RsStream;
+
+extern const RsStream *rs_stream(int number);
+
+/* The field of a delay message that names the server: "xact:<system
+ * identifier>:<timeline>". */
+extern const char *rs_stream_xact_field(void);
+
+/* Bytes of a record's commands; writing them at "out", which has the room,
+ * returns the end. */
+extern size_t rs_stream_main_size(const RsRecord *record);
+extern char *rs_stream_main_write(char *out, const RsRecord *record);
+extern size_t rs_stream_delay_size(const RsRecord *record);
+extern char *rs_stream_delay_write(char *out, const RsRecord *record);
+
+#endif							/* RS_TRANSACTION_STREAM_H */

@@ -1,0 +1,30 @@
+/*
+ * transaction.h
+ *	  The door of src/transaction: the records of the running transaction, from
+ *	  the row change to the end of the transaction.
+ */
+#ifndef RS_TRANSACTION_H
+#define RS_TRANSACTION_H
+
+/* Registers the transaction callbacks; from _PG_init while preloading. */
+extern void rs_transaction_init(void);
+
+/*
+ * The number, in this process, of the stream with this (valid) name under the
+ * namespace now set.  It stays good until rs_namespace_generation changes.
+ */
+extern int	rs_transaction_stream(const char *name);
+
+/*
+ * Adds a record to the running transaction: one message, announced when and if the
+ * (sub)transaction now current commits.  "payload" is JSON in UTF-8 and is
+ * copied.  With "repeatable" the record says nothing that an equal one
+ * before it, still in the window, has not said, and is left out.
+ *
+ * Raises an error when the library was not preloaded (object_not_in_prerequisite_state), the
+ * payload is larger than the queue allows (program_limit_exceeded), or, under
+ * redstream.on_outage = error, Redis does not take what has to be sent now (io_error).
+ */
+extern void rs_transaction_record(int stream, const char *payload, size_t length, bool repeatable);
+
+#endif							/* RS_TRANSACTION_H */

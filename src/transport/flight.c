@@ -1,0 +1,129 @@
+/*
+ * flight.c
+ *	  The sender's queue of commands under way.
+ */
+#include "postgres.h"
+
+#include "stats.h"
+#include "transport/flight.h"
+
+#define CAPACITY 4096
+#define RESERVE 2				/* a range's reply takes one away and adds three */
+#define PIECES_PER_WRITE 128	/* well below IOV_MAX */
+
+static struct
+{
+	RsFlight	ring[CAPACITY];
+	uint64		front;			/* replies come for this one */
+	uint64		unwritten;		/* first one with bytes to be written */
+	uint64		end;
+}			flights;
+
+static RsFlight *
+at(uint64 number)
+{
+	return &flights.ring[number % CAPACITY];
+}
+
+bool
+rs_flights_full(void)
+{
+	return flights.end - flights.front >= CAPACITY - RESERVE;
+}
+
+bool
+rs_flights_empty(void)
+{
+	return flights.end == flights.front;
+}
+
+void
+rs_flights_push(const RsFlight *flight)
+{
+	Assert(flights.end - flights.front < CAPACITY);
+	*at(flights.end++) = *flight;
+}
+
+RsFlight *
+rs_flights_front(void)
+{
+	return rs_flights_empty() ? NULL : at(flights.front);
+}
+
+void
+rs_flights_pop(void)
+{
+	Assert(!rs_flights_empty());
+	flights.front++;
+	flights.unwritten = Max(flights.unwritten, flights.front);
+}
+
+uint64
+rs_flights_clear(void)
+{
+	uint64		written = 0;
+
+	for (uint64 i = flights.front; i < flights.unwritten; i++)
+		if (at(i)->kind != RS_FLIGHT_RANGE)
+			written += at(i)->replies;
+	flights.front = flights.unwritten = flights.end;
+	return written;
+}
+
+bool
+rs_flights_unwritten(void)
+{
+	return flights.unwritten < flights.end;
+}
+
+/* Takes "written" bytes off the flight; returns those left over for the next. */
+static size_t
+consume(RsFlight *flight, size_t written)
+{
+	while (flight->npieces > 0)
+	{
+		struct iovec *piece = &flight->pieces[0];
+		size_t		part = Min(written, piece->iov_len);
+
+		piece->iov_base = (char *) piece->iov_base + part;
+		piece->iov_len -= part;
+		written -= part;
+		if (piece->iov_len > 0)
+			break;
+		flight->pieces[0] = flight->pieces[1];
+		flight->npieces--;
+	}
+	return written;
+}
+
+bool
+rs_flights_write(RsConnection *connection, RsError *error)
+{
+	while (rs_flights_unwritten())
+	{
+		struct iovec vector[PIECES_PER_WRITE];
+		int			count = 0;
+		ssize_t		written;
+		size_t		rest;
+
+		for (uint64 i = flights.unwritten; i < flights.end && count <= PIECES_PER_WRITE - 2; i++)
+			for (int j = 0; j < at(i)->npieces; j++)
+				vector[count++] = at(i)->pieces[j];
+		written = count == 0 ? 0 : rs_redis_write(connection, vector, count, error);
+		if (written < 0)
+			return false;
+		rest = written;
+		while (rs_flights_unwritten())
+		{
+			rest = consume(at(flights.unwritten), rest);
+			if (at(flights.unwritten)->npieces > 0)
+				break;
+			if (at(flights.unwritten)->kind != RS_FLIGHT_RANGE)
+				rs_stats_add(RS_COUNT_SENT, at(flights.unwritten)->replies);
+			flights.unwritten++;
+		}
+		if (written == 0)
+			break;
+	}
+	return true;
+}

@@ -1,0 +1,66 @@
+/*
+ * flight.h
+ *	  What the sender has under way: commands queued, written, and not answered.
+ *
+ * A flight is a run of commands and the number of replies it still expects.
+ * Flights are written in the order they were queued, and Redis answers in that
+ * order, so that every reply belongs to the flight at the front.  Nothing is
+ * copied: the bytes of an entry stay in its lane until it is acknowledged.
+ */
+#ifndef RS_TRANSPORT_FLIGHT_H
+#define RS_TRANSPORT_FLIGHT_H
+
+#include "transport/shared.h"
+
+typedef enum RsFlightKind
+{
+	RS_FLIGHT_ENTRY,			/* an entry of a lane; acknowledged when answered */
+	RS_FLIGHT_RANGE,			/* a publication's XRANGE */
+	RS_FLIGHT_COPY				/* a publication's XADDs */
+} RsFlightKind;
+
+typedef struct RsFlight
+{
+	RsFlightKind kind;
+	uint32		replies;		/* still to come; 0: complete when it is at the front */
+	RsLane	   *lane;			/* of an entry */
+	RsEntryNumber entry;
+	uint32		counted;		/* bytes counted against the main lane's window */
+	int			npieces;		/* bytes to write */
+	struct iovec pieces[2];
+} RsFlight;
+
+/* Room for another? */
+extern bool rs_flights_full(void);
+extern bool rs_flights_empty(void);
+extern void rs_flights_push(const RsFlight *flight);
+/* The one whose replies come next; NULL when there is none. */
+extern RsFlight *rs_flights_front(void);
+extern void rs_flights_pop(void);
+/* Forgets all; returns how many messages were written and not answered. */
+extern uint64 rs_flights_clear(void);
+/* Are bytes left to be written? */
+extern bool rs_flights_unwritten(void);
+/* Writes what the socket takes.  False and an error when the connection is lost. */
+extern bool rs_flights_write(RsConnection *connection, RsError *error);
+
+/* ---- publication.c: a large transaction, from the delay streams to the main ones ---- */
+
+/* Begins, or after a failure takes up again, the publication at "number" of
+ * the main lane. */
+extern void rs_publication_open(const RsEntry *entry, RsEntryNumber number);
+/* Is one open whose last message is not queued yet?  Nothing may be queued from the
+ * main lane meanwhile. */
+extern bool rs_publication_active(void);
+/* The XRANGE for the next messages. */
+extern void rs_publication_range(RsFlight *flight);
+/* Takes the reply to it and makes the XADDs, possibly none; afterwards either another range
+ * is due, or the publication is not active any more. */
+extern void rs_publication_receive(const RsReply *reply, RsFlight *flight);
+/* Redis has acknowledged the XADDs. */
+extern void rs_publication_copied(void);
+/* The connection is gone: whoever opens it again goes on behind the last
+ * acknowledged copy. */
+extern void rs_publication_suspend(void);
+
+#endif							/* RS_TRANSPORT_FLIGHT_H */

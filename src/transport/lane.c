@@ -1,0 +1,372 @@
+/*
+ * lane.c
+ *	  The two lanes: appending, waiting for acknowledgement, ending a place.
+ *
+ * A lane is a ring of bytes and a ring of entries that say which bytes belong
+ * together.  Backends append at the head, the sender frees at the tail, in
+ * order.  A full lane makes appenders wait: this is the backpressure.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+
+#include "settings.h"
+#include "transport/shared.h"
+
+#define BYTES_PER_ENTRY 256		/* of lane for each entry of its ring */
+#define ENTRIES_PER_LANE 4		/* of the greatest size still fit into a lane */
+#define CAP_FACTOR 10			/* a wait's total cap, in timeouts */
+
+size_t
+rs_lane_size(void)
+{
+	return (size_t) rs_queue_size * 1024;
+}
+
+uint32
+rs_lane_entries(void)
+{
+	return rs_lane_size() / BYTES_PER_ENTRY;
+}
+
+size_t
+rs_lane_entry_limit(void)
+{
+	return rs_lane_size() / ENTRIES_PER_LANE;
+}
+
+RsEntry *
+rs_lane_entry(const RsLane *lane, RsEntryNumber number)
+{
+	return &lane->entries[number % rs_lane_entries()];
+}
+
+int
+rs_lane_pieces(const RsLane *lane, const RsEntry *entry, struct iovec pieces[2])
+{
+	size_t		size = rs_lane_size();
+	size_t		offset = entry->start % size;
+	size_t		length = entry->end - entry->start;
+	size_t		first = Min(length, size - offset);
+
+	pieces[0].iov_base = lane->bytes + offset;
+	pieces[0].iov_len = first;
+	pieces[1].iov_base = lane->bytes;
+	pieces[1].iov_len = length - first;
+	return length > first ? 2 : 1;
+}
+
+/* ---- waiting ------------------------------------------------------------- */
+
+static RsSlot *
+my_slot(void)
+{
+	Assert(MyProc->pgprocno < MaxBackends);
+	return &rs_shared->slots[MyProc->pgprocno];
+}
+
+void
+rs_patience_start(RsPatience *patience)
+{
+	patience->started = rs_now();
+}
+
+/*
+ * Milliseconds left of an allowance: redstream.timeout from its start or from
+ * the last acknowledgement of anything, whichever is later, and never past the cap.
+ */
+static long
+patience_left(const RsPatience *patience)
+{
+	uint64		timeout = (uint64) rs_timeout * 1000;
+	uint64		progress = pg_atomic_read_u64(&rs_shared->progress);
+	uint64		end = Max(patience->started, progress) + timeout;
+	uint64		now = rs_now();
+
+	end = Min(end, patience->started + CAP_FACTOR * timeout);
+	return end > now ? (long) ((end - now + 999) / 1000) : 0;
+}
+
+static bool
+known_down(void)
+{
+	return pg_atomic_read_u32(&rs_shared->link) == RS_LINK_DOWN;
+}
+
+RsWaitResult
+rs_delay_wait(RsEntryNumber entry, RsPatience *patience)
+{
+	RsLane	   *lane = &rs_shared->delay;
+	RsSlot	   *slot = my_slot();
+	RsWaitResult result = RS_WAIT_DONE;
+
+	/* Left set when an interrupt throws: costs a wake-up for nothing. */
+	pg_atomic_write_u64(&slot->awaited, entry + 1);
+	pg_memory_barrier();
+	while (pg_atomic_read_u64(&lane->tail) <= entry)
+	{
+		long		left = patience_left(patience);
+
+		if (known_down())
+			result = RS_WAIT_DOWN;
+		else if (left == 0)
+			result = RS_WAIT_TIMEOUT;
+		if (result != RS_WAIT_DONE)
+			break;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 left, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	pg_atomic_write_u64(&slot->awaited, 0);
+	return result;
+}
+
+/* ---- appending ----------------------------------------------------------- */
+
+/* What an appender brings. */
+typedef struct RsFreight
+{
+	const char *data;
+	size_t		length;
+	uint32		commands;
+	RsEntryKind kind;
+	RsEntryState state;
+} RsFreight;
+
+static void
+copy_in(RsLane *lane, const RsEntry *entry, const char *data)
+{
+	struct iovec pieces[2];
+	int			count = rs_lane_pieces(lane, entry, pieces);
+
+	memcpy(pieces[0].iov_base, data, pieces[0].iov_len);
+	if (count == 2)
+		memcpy(pieces[1].iov_base, data + pieces[0].iov_len, pieces[1].iov_len);
+}
+
+/* Appends if there is room. */
+static bool
+try_append(RsLane *lane, const RsFreight *freight, RsEntryNumber *number)
+{
+	RsEntry    *entry;
+	RsEntryNumber head;
+	bool		fits;
+
+	LWLockAcquire(&lane->lock, LW_EXCLUSIVE);
+	head = pg_atomic_read_u64(&lane->head);
+	fits = head - pg_atomic_read_u64(&lane->tail) < rs_lane_entries() &&
+		lane->head_byte - pg_atomic_read_u64(&lane->tail_byte) + freight->length <= rs_lane_size();
+	if (fits)
+	{
+		pg_memory_barrier();	/* see the tail, then overwrite what it freed */
+		entry = rs_lane_entry(lane, head);
+		entry->start = lane->head_byte;
+		entry->end = lane->head_byte + freight->length;
+		entry->taken_at = rs_now();
+		entry->commands = freight->commands;
+		entry->owner = MyProc->pgprocno;
+		entry->kind = freight->kind;
+		pg_atomic_write_u64(&entry->tag, RS_TAG(head, freight->state));
+		copy_in(lane, entry, freight->data);
+		lane->head_byte = entry->end;
+		pg_write_barrier();		/* the entry, then the head that shows it */
+		pg_atomic_write_u64(&lane->head, head + 1);
+		*number = head;
+	}
+	LWLockRelease(&lane->lock);
+	return fits;
+}
+
+static RsWaitResult
+append(RsLane *lane, const RsFreight *freight, RsPatience *patience, RsEntryNumber *number)
+{
+	RsWaitResult result = RS_WAIT_DONE;
+
+	Assert(freight->length <= rs_lane_entry_limit());
+	if (!try_append(lane, freight, number))
+	{
+		ConditionVariablePrepareToSleep(&lane->space);
+		while (!try_append(lane, freight, number))
+		{
+			long		left = patience_left(patience);
+
+			if (known_down())
+				result = RS_WAIT_DOWN;
+			else if (left == 0)
+				result = RS_WAIT_TIMEOUT;
+			if (result != RS_WAIT_DONE)
+				break;
+			(void) ConditionVariableTimedSleep(&lane->space, left, PG_WAIT_EXTENSION);
+		}
+		ConditionVariableCancelSleep();
+	}
+	if (result == RS_WAIT_DONE)
+		rs_sender_wake();
+	return result;
+}
+
+RsWaitResult
+rs_delay_append(const char *data, size_t length, uint32 commands,
+				RsPatience *patience, RsEntryNumber *entry)
+{
+	RsFreight	freight = {data, length, commands, RS_ENTRY_COMMANDS, RS_ENTRY_READY};
+
+	return append(&rs_shared->delay, &freight, patience, entry);
+}
+
+RsWaitResult
+rs_main_take(const char *data, size_t length, uint32 commands,
+			 RsPatience *patience, RsEntryNumber *place)
+{
+	RsFreight	freight = {data, length, commands, RS_ENTRY_COMMANDS, RS_ENTRY_OPEN};
+
+	return append(&rs_shared->main, &freight, patience, place);
+}
+
+static char *
+put(char *out, const void *data, size_t length)
+{
+	memcpy(out, data, length);
+	return out + length;
+}
+
+RsWaitResult
+rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
+						 const char *xact_field,
+						 const RsPublishedStream *streams, int nstreams,
+						 const RsXidRange *xids, int nxids,
+						 RsPatience *patience, RsEntryNumber *place, bool *taken)
+{
+	RsPublicationHeader header = {.first = *first,.last = *last,.nstreams = nstreams,.nxids = nxids};
+	RsFreight	freight = {.kind = RS_ENTRY_PUBLICATION,.state = RS_ENTRY_OPEN};
+	RsWaitResult result;
+	char	   *data;
+	char	   *out;
+
+	strlcpy(header.xact_field, xact_field, sizeof(header.xact_field));
+	freight.length = sizeof(header) + sizeof(RsXidRange) * nxids;
+	for (int i = 0; i < nstreams; i++)
+		freight.length += sizeof(RsPublicationStream) +
+			streams[i].delay_key->length + streams[i].stream_key->length;
+	*taken = false;
+	if (freight.length > rs_lane_entry_limit())
+		return RS_WAIT_DONE;
+
+	data = palloc(freight.length);
+	out = put(data, &header, sizeof(header));
+	for (int i = 0; i < nstreams; i++)
+	{
+		const RsPublishedStream *stream = &streams[i];
+		RsPublicationStream lengths = {stream->delay_key->length, stream->stream_key->length};
+
+		out = put(out, &lengths, sizeof(lengths));
+		out = put(out, stream->delay_key->text, stream->delay_key->length);
+		out = put(out, stream->stream_key->text, stream->stream_key->length);
+	}
+	(void) put(out, xids, sizeof(RsXidRange) * nxids);
+	freight.data = data;
+	result = append(&rs_shared->main, &freight, patience, place);
+	*taken = result == RS_WAIT_DONE;
+	pfree(data);
+	return result;
+}
+
+void
+rs_main_resolve(RsEntryNumber place, bool committed)
+{
+	RsEntry    *entry = rs_lane_entry(&rs_shared->main, place);
+	uint64		expected = RS_TAG(place, RS_ENTRY_OPEN);
+
+	/* Fails when the sender has passed the place: nothing is left to say. */
+	(void) pg_atomic_compare_exchange_u64(&entry->tag, &expected,
+										  RS_TAG(place, committed ? RS_ENTRY_READY : RS_ENTRY_VOID));
+}
+
+void
+rs_sender_wake(void)
+{
+	uint32		process = pg_atomic_read_u32(&rs_shared->sender);
+
+	if (process != RS_NO_PROCESS)
+		SetLatch(&ProcGlobal->allProcs[process].procLatch);
+}
+
+void
+rs_transport_set_busy(bool busy)
+{
+	pg_atomic_write_u32(&my_slot()->busy, busy);
+}
+
+/* ---- what Redis answered to this process's delay messages ----------------- */
+
+void
+rs_delay_track(void)
+{
+	RsSlot	   *slot = my_slot();
+	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->delay.head);
+
+	SpinLockAcquire(&slot->mutex);
+	slot->tracked_from = head;
+	slot->any = false;
+	slot->refused = false;
+	SpinLockRelease(&slot->mutex);
+}
+
+bool
+rs_delay_tracked_range(RsStreamId *first, RsStreamId *last)
+{
+	RsSlot	   *slot = my_slot();
+	bool		any;
+
+	SpinLockAcquire(&slot->mutex);
+	any = slot->any;
+	*first = slot->first;
+	*last = slot->last;
+	SpinLockRelease(&slot->mutex);
+	return any;
+}
+
+bool
+rs_delay_refused(void)
+{
+	RsSlot	   *slot = my_slot();
+	bool		refused;
+
+	SpinLockAcquire(&slot->mutex);
+	refused = slot->refused;
+	SpinLockRelease(&slot->mutex);
+	return refused;
+}
+
+/* ---- the sender's side ---------------------------------------------------- */
+
+void
+rs_lane_acknowledge(RsLane *lane, RsEntryNumber number)
+{
+	RsEntry    *entry = rs_lane_entry(lane, number);
+	uint32		owner = entry->owner;
+	uint64		end = entry->end;
+
+	pg_memory_barrier();		/* done with the entry before it is free */
+	pg_atomic_write_u64(&lane->tail_byte, end);
+	pg_atomic_write_u64(&lane->tail, number + 1);
+	pg_memory_barrier();		/* the tail, then who waits for it */
+	if (pg_atomic_read_u64(&rs_shared->slots[owner].awaited) == number + 1)
+		SetLatch(&ProcGlobal->allProcs[owner].procLatch);
+	ConditionVariableBroadcast(&lane->space);
+}
+
+void
+rs_lane_wake_all(void)
+{
+	pg_memory_barrier();
+	for (int i = 0; i < MaxBackends; i++)
+		if (pg_atomic_read_u64(&rs_shared->slots[i].awaited) != 0)
+			SetLatch(&ProcGlobal->allProcs[i].procLatch);
+	ConditionVariableBroadcast(&rs_shared->delay.space);
+	ConditionVariableBroadcast(&rs_shared->main.space);
+}

@@ -1,0 +1,311 @@
+/*
+ * publication.c
+ *	  Announces a large transaction: the sender reads the transaction's delay
+ *	  messages back from Redis and adds their payloads to the main streams.
+ *
+ * The delay messages stay.  Were they moved, an older delay message of the same
+ * row, delivered later, would be the last word on it; so they are announced
+ * again when due, like any other.
+ *
+ * One range is read, its copies are queued and then the next range, so that
+ * writing and reading overlap.  The reply to a range therefore proves that the
+ * copies before it were acknowledged, and one buffer serves them all.  After
+ * a failure the publication goes on behind the last acknowledged copy: at
+ * most one chunk is announced twice, in order.
+ */
+#include "postgres.h"
+
+#include <hiredis/hiredis.h>
+
+#include "lib/stringinfo.h"
+#include "utils/memutils.h"
+
+#include "stats.h"
+#include "transport/flight.h"
+
+#define CHUNK_BYTES (64 * 1024) /* aimed at: a millisecond or so of Redis */
+#define CHUNK_ENTRIES 500
+#define FIRST_CHUNK_ENTRIES 16
+
+/* How far it has come. */
+typedef struct RsPosition
+{
+	int			stream;
+	RsStreamId	next;			/* first id to be looked at */
+} RsPosition;
+
+static struct
+{
+	bool		open;			/* what follows is filled */
+	bool		active;
+	RsEntryNumber number;
+	MemoryContext context;
+	RsPublicationHeader header;
+	RsPublishedStream *streams;
+	RsXidRange *xids;
+	RsPosition	read;			/* behind what was read and queued */
+	RsPosition	queued;			/* the same, when the copies under way were queued */
+	RsPosition	acknowledged;
+	uint32		count;			/* entries to ask for */
+	StringInfoData range;		/* the command under way */
+	StringInfoData copies;		/* the commands under way */
+}			publication;
+
+static const char *
+take(const char *in, void *out, size_t length)
+{
+	memcpy(out, in, length);
+	return in + length;
+}
+
+static const RsKey *
+take_key(const char **in, size_t length)
+{
+	RsKey	   *key = palloc(sizeof(RsKey));
+
+	key->length = length;
+	*in = take(*in, key->text, length);
+	key->text[length] = '\0';
+	return key;
+}
+
+/* The reverse of rs_main_take_publication(). */
+static void
+decode(const char *in)
+{
+	in = take(in, &publication.header, sizeof(publication.header));
+	publication.streams = palloc0(sizeof(RsPublishedStream) * publication.header.nstreams);
+	for (uint32 i = 0; i < publication.header.nstreams; i++)
+	{
+		RsPublicationStream lengths;
+
+		in = take(in, &lengths, sizeof(lengths));
+		publication.streams[i].delay_key = take_key(&in, lengths.delay_key_length);
+		publication.streams[i].stream_key = take_key(&in, lengths.stream_key_length);
+	}
+	publication.xids = palloc(sizeof(RsXidRange) * publication.header.nxids);
+	(void) take(in, publication.xids, sizeof(RsXidRange) * publication.header.nxids);
+}
+
+void
+rs_publication_open(const RsEntry *entry, RsEntryNumber number)
+{
+	MemoryContext old;
+	struct iovec pieces[2];
+	StringInfoData bytes;
+	int			count;
+
+	publication.active = true;
+	if (publication.open && publication.number == number)
+	{
+		publication.read = publication.acknowledged;
+		return;
+	}
+	if (publication.context == NULL)
+		publication.context = AllocSetContextCreate(TopMemoryContext, "redstream publication",
+													ALLOCSET_DEFAULT_SIZES);
+	MemoryContextReset(publication.context);
+	old = MemoryContextSwitchTo(publication.context);
+	initStringInfo(&bytes);
+	count = rs_lane_pieces(&rs_shared->main, entry, pieces);
+	for (int i = 0; i < count; i++)
+		appendBinaryStringInfo(&bytes, pieces[i].iov_base, pieces[i].iov_len);
+	decode(bytes.data);
+	initStringInfo(&publication.range);
+	initStringInfo(&publication.copies);
+	publication.read.stream = 0;
+	publication.read.next = publication.header.first;
+	publication.acknowledged = publication.queued = publication.read;
+	publication.number = number;
+	publication.count = FIRST_CHUNK_ENTRIES;
+	publication.open = true;
+	MemoryContextSwitchTo(old);
+}
+
+bool
+rs_publication_active(void)
+{
+	return publication.active;
+}
+
+void
+rs_publication_suspend(void)
+{
+	publication.active = false;
+}
+
+void
+rs_publication_copied(void)
+{
+	publication.acknowledged = publication.queued;
+}
+
+static void
+put_bulk(StringInfo out, const char *data, size_t length)
+{
+	char	   *end;
+
+	enlargeStringInfo(out, rs_redis_bulk_size(length));
+	end = rs_redis_bulk_write(out->data + out->len, data, length);
+	out->len = end - out->data;
+}
+
+static void
+put_header(StringInfo out, size_t count)
+{
+	char	   *end;
+
+	enlargeStringInfo(out, rs_redis_header_size(count));
+	end = rs_redis_header_write(out->data + out->len, count);
+	out->len = end - out->data;
+}
+
+static void
+set_bytes(RsFlight *flight, StringInfo bytes)
+{
+	flight->npieces = bytes->len > 0 ? 1 : 0;
+	flight->pieces[0].iov_base = bytes->data;
+	flight->pieces[0].iov_len = bytes->len;
+}
+
+void
+rs_publication_range(RsFlight *flight)
+{
+	StringInfo	out = &publication.range;
+	const RsKey *key = publication.streams[publication.read.stream].delay_key;
+	char		id[RS_STREAM_ID_SIZE];
+	char		count[12];
+	size_t		length;
+
+	resetStringInfo(out);
+	put_header(out, 6);
+	put_bulk(out, "XRANGE", 6);
+	put_bulk(out, key->text, key->length);
+	length = rs_redis_id_format(&publication.read.next, id);
+	put_bulk(out, id, length);
+	length = rs_redis_id_format(&publication.header.last, id);
+	put_bulk(out, id, length);
+	put_bulk(out, "COUNT", 5);
+	snprintf(count, sizeof(count), "%u", publication.count);
+	put_bulk(out, count, strlen(count));
+
+	memset(flight, 0, sizeof(*flight));
+	flight->kind = RS_FLIGHT_RANGE;
+	flight->replies = 1;
+	set_bytes(flight, out);
+}
+
+/* Is the (sub)transaction one that is to be announced? */
+static bool
+is_announced(uint64 xid)
+{
+	int			low = 0;
+	int			high = (int) publication.header.nxids - 1;
+
+	while (low <= high)
+	{
+		int			middle = low + (high - low) / 2;
+		const RsXidRange *range = &publication.xids[middle];
+
+		if (xid < range->first)
+			high = middle - 1;
+		else if (xid > range->last)
+			low = middle + 1;
+		else
+			return true;
+	}
+	return false;
+}
+
+static bool
+equals(const redisReply *text, const char *expected)
+{
+	return text->type == REDIS_REPLY_STRING && text->len == strlen(expected) &&
+		memcmp(text->str, expected, text->len) == 0;
+}
+
+/* The payload of an entry of the transaction; NULL for the entries of others. */
+static const redisReply *
+find_payload(const redisReply *fields)
+{
+	const redisReply *payload = NULL;
+	bool		ours = false;
+
+	for (size_t i = 0; i + 1 < (size_t) fields->elements; i += 2)
+	{
+		const redisReply *name = fields->element[i];
+		const redisReply *value = fields->element[i + 1];
+
+		if (equals(name, "payload"))
+			payload = value;
+		else if (equals(name, publication.header.xact_field))
+			ours = is_announced(strtou64(value->str, NULL, 10));
+	}
+	return ours ? payload : NULL;
+}
+
+static void
+put_copy(StringInfo out, const redisReply *payload)
+{
+	const RsKey *key = publication.streams[publication.read.stream].stream_key;
+
+	put_header(out, 5);
+	put_bulk(out, "XADD", 4);
+	put_bulk(out, key->text, key->length);
+	put_bulk(out, "*", 1);
+	put_bulk(out, "payload", 7);
+	put_bulk(out, payload->str, payload->len);
+}
+
+/* Moves on to the next stream, or to the end. */
+static void
+finish_stream(void)
+{
+	publication.read.stream++;
+	publication.read.next = publication.header.first;
+	publication.active = publication.read.stream < (int) publication.header.nstreams;
+}
+
+/* Asks for as many entries next time as make a chunk of the wanted size. */
+static void
+adapt_count(size_t entries, size_t bytes)
+{
+	uint32		wanted = CHUNK_BYTES / Max(bytes / Max(entries, 1), 1);
+
+	publication.count = Max(Min(Min(wanted, CHUNK_ENTRIES), publication.count * 2), 1);
+}
+
+void
+rs_publication_receive(const RsReply *reply, RsFlight *flight)
+{
+	StringInfo	out = &publication.copies;
+	const redisReply *entries = reply->tree;
+	size_t		count = reply->type == RS_REPLY_ARRAY ? entries->elements : 0;
+	size_t		bytes = 0;
+	size_t		taken = 0;
+	bool		more = true;
+
+	memset(flight, 0, sizeof(*flight));
+	flight->kind = RS_FLIGHT_COPY;
+	resetStringInfo(out);
+	/* Entries of surprising size: leave the rest for the next range. */
+	while (taken < count && bytes < 16 * CHUNK_BYTES)
+	{
+		const redisReply *entry = entries->element[taken++];
+		const redisReply *payload = find_payload(entry->element[1]);
+
+		(void) rs_redis_id_parse(entry->element[0]->str, entry->element[0]->len,
+								 &publication.read.next);
+		more = rs_redis_id_next(&publication.read.next);
+		if (payload == NULL)
+			continue;
+		put_copy(out, payload);
+		bytes += payload->len;
+		flight->replies++;
+	}
+	if (!more || (taken == count && count < publication.count))
+		finish_stream();
+	adapt_count(taken, bytes);
+	publication.queued = publication.read;
+	set_bytes(flight, out);
+}

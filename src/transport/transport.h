@@ -1,0 +1,125 @@
+/*
+ * transport.h
+ *	  The door of src/transport: two queues ("lanes") in shared memory and the
+ *	  background worker, the sender, that empties them into Redis.
+ *
+ * src/README.md draws the states of a place and of the sender, and says who
+ * changes them under which lock.
+ */
+#ifndef RS_TRANSPORT_H
+#define RS_TRANSPORT_H
+
+#include "datatype/timestamp.h"
+#include "redis/redis.h"
+
+/* Number of an entry in a lane; they only grow. */
+typedef uint64 RsEntryNumber;
+
+/* How a wait for Redis ended. */
+typedef enum RsWaitResult
+{
+	RS_WAIT_DONE,
+	RS_WAIT_DOWN,				/* the sender knows that Redis is away */
+	RS_WAIT_TIMEOUT				/* no progress for redstream.timeout, or the total cap passed */
+} RsWaitResult;
+
+/* One allowance of waiting, which several waits may share. */
+typedef struct RsPatience
+{
+	uint64		started;		/* monotonic microseconds */
+} RsPatience;
+
+/* Consecutive (sub)transaction ids, both ends included. */
+typedef struct RsXidRange
+{
+	uint64		first;
+	uint64		last;
+} RsXidRange;
+
+/* The streams of a publication: where its messages are and where they go. */
+typedef struct RsPublishedStream
+{
+	const RsKey *delay_key;
+	const RsKey *stream_key;
+} RsPublishedStream;
+
+/* Connection and queues, for redstream.stats. */
+typedef struct RsTransportStatus
+{
+	bool		connected;
+	TimestampTz since;			/* of the connection or of its loss; 0: never */
+	char		last_error[sizeof(((RsError *) 0)->text)];
+	TimestampTz last_error_at;	/* 0: none */
+	uint64		delay_bytes;	/* queued in each lane */
+	uint64		main_bytes;
+} RsTransportStatus;
+
+/* From _PG_init while preloading: asks for shared memory, registers the sender. */
+extern void rs_transport_init(void);
+
+/* Is there shared memory, i.e. was the library preloaded? */
+extern bool rs_transport_ready(void);
+
+/* Starts an allowance of waiting now. */
+extern void rs_patience_start(RsPatience *patience);
+
+/* The most bytes one entry may have. */
+extern size_t rs_lane_entry_limit(void);
+
+/*
+ * Appends encoded commands ("commands" of them, at most rs_lane_entry_limit()
+ * bytes) to the delay lane; waits while the lane is full.  Throws on cancel and
+ * termination only.  "entry" is set when the result is RS_WAIT_DONE.
+ */
+extern RsWaitResult rs_delay_append(const char *data, size_t length, uint32 commands,
+									RsPatience *patience, RsEntryNumber *entry);
+
+/* Waits until Redis has acknowledged that entry and all before it.  Throws on
+ * cancel and termination only. */
+extern RsWaitResult rs_delay_wait(RsEntryNumber entry, RsPatience *patience);
+
+/*
+ * From now on notes the ids that Redis gives to this process's entries of the
+ * delay lane (the range so far; false when none was acknowledged), and
+ * whether it refused one of them for good.
+ */
+extern void rs_delay_track(void);
+extern bool rs_delay_tracked_range(RsStreamId *first, RsStreamId *last);
+extern bool rs_delay_refused(void);
+
+/*
+ * Takes a place in the main lane for encoded commands; waits while the lane is
+ * full.  Throws on cancel and termination only, and then no place is taken.
+ */
+extern RsWaitResult rs_main_take(const char *data, size_t length, uint32 commands,
+								 RsPatience *patience, RsEntryNumber *place);
+
+/*
+ * The same for a transaction whose messages the sender is to copy from the
+ * delay streams: those with an id in [first, last] and, in "xact_field", one
+ * of the transaction ids in the sorted ranges.  A publication that is larger
+ * than an entry may be takes no place, and returns false in "taken".
+ */
+extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
+											 const char *xact_field,
+											 const RsPublishedStream *streams, int nstreams,
+											 const RsXidRange *xids, int nxids,
+											 RsPatience *patience,
+											 RsEntryNumber *place, bool *taken);
+
+/*
+ * Says how the transaction of a place ended.  One atomic exchange: does not
+ * throw, allocate or wait; for commit and abort callbacks.  Tell the sender
+ * afterwards, once for all places.
+ */
+extern void rs_main_resolve(RsEntryNumber place, bool committed);
+extern void rs_sender_wake(void);
+
+/* Marks this process as having (or no more having) a captured transaction
+ * open, which a sender that shuts down waits for.  Does not throw. */
+extern void rs_transport_set_busy(bool busy);
+
+/* A snapshot of connection and queues. */
+extern void rs_transport_status(RsTransportStatus *status);
+
+#endif							/* RS_TRANSPORT_H */
