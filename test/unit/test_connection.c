@@ -354,7 +354,7 @@ main(void)
 	test_command(true);
 	test_command_fails("silence", FAKE_SEND, "", "timeout after 200 ms");
 	test_command_fails("half a reply and silence", FAKE_SEND, "$5\r\nab", "timeout after 200 ms");
-	test_command_fails("an array that never ends", FAKE_TRICKLE_FOREVER, "*9999999\r\n+a\r\n", "timeout after 200 ms");
+	test_command_fails("an array that never ends", FAKE_TRICKLE_FOREVER, "*999999\r\n+a\r\n", "timeout after 200 ms");
 	test_command_fails("a string that never ends", FAKE_TRICKLE_FOREVER, "+", "timeout after 200 ms");
 	test_command_fails("a server that closes", FAKE_CLOSE, NULL, "server closed the connection");
 	test_command_fails("garbage", FAKE_SEND, "PONG\r\n", "Protocol error");
