@@ -41,45 +41,66 @@ grow(MemoryContext context, void *array, int *size, int needed, size_t element)
 
 /* ---- the window ------------------------------------------------------------ */
 
-static uint32 *
-window_cell(const RsLog *log, int stream, const char *payload, size_t length)
+/* A record not long ago.  The hash spares most looks at the record itself, which is
+ * rarely in the processor's cache. */
+typedef struct RsWindowCell
 {
-	uint32		hash = hash_bytes((const unsigned char *) payload, length);
+	uint32		hash;
+	uint32		place;			/* position of the record in data, plus 1; 0: none */
+} RsWindowCell;
 
-	return &log->window[hash_combine(hash, stream) & (WINDOW_SIZE - 1)];
+static uint32
+hash_record(int stream, const char *payload, size_t length)
+{
+	return hash_combine(hash_bytes((const unsigned char *) payload, length), stream);
 }
 
-bool
-rs_log_has(const RsLog *log, int stream, const char *payload, size_t length)
+static void
+remember(RsLog *log, uint32 hash, size_t position)
 {
-	const RsRecord *record;
-	uint32		cell;
+	RsWindowCell *cell = &log->window[hash & (WINDOW_SIZE - 1)];
 
-	if (log->used == 0)
-		return false;
-	cell = log->window == NULL ? 1 : *window_cell(log, stream, payload, length);
-	if (cell == 0)
-		return false;
-	record = (const RsRecord *) (log->data + cell - 1);
-	return record->stream == stream && record->length == length &&
-		memcmp(RS_RECORD_PAYLOAD(record), payload, length) == 0;
+	cell->hash = hash;
+	cell->place = position + 1;
 }
 
-/* Makes the window, which has the first record in it. */
+/* Makes the window; the first record belongs into it. */
 static void
 open_window(RsLog *log)
 {
 	const RsRecord *first = (const RsRecord *) log->data;
 
-	log->window = MemoryContextAllocZero(log->context, sizeof(uint32) * WINDOW_SIZE);
-	*window_cell(log, first->stream, RS_RECORD_PAYLOAD(first), first->length) = 1;
+	log->window = MemoryContextAllocZero(log->context, sizeof(RsWindowCell) * WINDOW_SIZE);
+	remember(log, hash_record(first->stream, RS_RECORD_PAYLOAD(first), first->length), 0);
 }
 
 static void
 clear_window(RsLog *log)
 {
 	if (log->window != NULL)
-		memset(log->window, 0, sizeof(uint32) * WINDOW_SIZE);
+		memset(log->window, 0, sizeof(RsWindowCell) * WINDOW_SIZE);
+}
+
+bool
+rs_log_has(const RsLog *log, int stream, const char *payload, size_t length)
+{
+	const RsRecord *record;
+	size_t		position = 0;	/* without a window there is one record at most */
+
+	if (log->used == 0)
+		return false;
+	if (log->window != NULL)
+	{
+		uint32		hash = hash_record(stream, payload, length);
+		const RsWindowCell *cell = &log->window[hash & (WINDOW_SIZE - 1)];
+
+		if (cell->place == 0 || cell->hash != hash)
+			return false;
+		position = cell->place - 1;
+	}
+	record = (const RsRecord *) (log->data + position);
+	return record->stream == stream && record->length == length &&
+		memcmp(RS_RECORD_PAYLOAD(record), payload, length) == 0;
 }
 
 /* ---- appending ------------------------------------------------------------- */
@@ -149,7 +170,7 @@ rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 	if (log->window == NULL && log->used > 0)
 		open_window(log);
 	if (log->window != NULL)
-		*window_cell(log, stream, payload, length) = log->used + 1;
+		remember(log, hash_record(stream, payload, length), log->used);
 
 	record = (RsRecord *) (log->data + log->used);
 	record->xid = xid;

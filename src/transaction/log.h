@@ -42,7 +42,7 @@ typedef struct RsLog
 	size_t		size;
 	size_t		streamed;		/* of data: delay messages are in the lane */
 	uint64		base;			/* bytes forgotten */
-	uint32	   *window;			/* positions in data, plus 1, by hash; NULL at first */
+	struct RsWindowCell *window;	/* records in data, by hash; NULL while there is at most one */
 	RsMark	   *marks;			/* by level, innermost last */
 	int			nmarks;
 	int			marks_size;

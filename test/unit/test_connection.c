@@ -73,7 +73,8 @@ be_nervous(void *argument, int fd, bool writable, int timeout_ms)
 }
 
 static void
-test_command_fails(const char *name, FakeStepType type, const char *bytes, const char *error_part)
+test_command_fails(const char *name, const char *first, FakeStepType type, const char *bytes,
+				   const char *error_part)
 {
 	FakeServer	server;
 	RsConnection *connection;
@@ -84,6 +85,7 @@ test_command_fails(const char *name, FakeStepType type, const char *bytes, const
 
 	begin(&server, false);
 	fake_step(&server, FAKE_EXPECT, PING);
+	fake_step(&server, FAKE_SEND, first);
 	fake_step(&server, type, bytes);
 	fake_run(&server);
 	connection = client_connect_fake(&server);
@@ -352,12 +354,16 @@ main(void)
 {
 	test_command(false);
 	test_command(true);
-	test_command_fails("silence", FAKE_SEND, "", "timeout after 200 ms");
-	test_command_fails("half a reply and silence", FAKE_SEND, "$5\r\nab", "timeout after 200 ms");
-	test_command_fails("an array that never ends", FAKE_TRICKLE_FOREVER, "*999999\r\n+a\r\n", "timeout after 200 ms");
-	test_command_fails("a string that never ends", FAKE_TRICKLE_FOREVER, "+", "timeout after 200 ms");
-	test_command_fails("a server that closes", FAKE_CLOSE, NULL, "server closed the connection");
-	test_command_fails("garbage", FAKE_SEND, "PONG\r\n", "Protocol error");
+	test_command_fails("silence", "", FAKE_SEND, "", "timeout after 200 ms");
+	test_command_fails("half a reply and silence", "$5\r\n", FAKE_SEND, "ab", "timeout after 200 ms");
+	test_command_fails("an array that never ends", "*999999\r\n", FAKE_TRICKLE_FOREVER,
+					   "*-1\r\n", "timeout after 200 ms");
+	test_command_fails("a string that never ends", "", FAKE_TRICKLE_FOREVER, "+",
+					   "timeout after 200 ms");
+	test_command_fails("a server that closes", "", FAKE_CLOSE, NULL, "server closed the connection");
+	test_command_fails("a server that closes in a reply", "*2\r\n+a", FAKE_CLOSE, NULL,
+					   "server closed the connection");
+	test_command_fails("garbage", "", FAKE_SEND, "PONG\r\n", "Protocol error");
 	test_waits();
 	test_backpressure(false);
 	test_backpressure(true);

@@ -150,7 +150,7 @@ test_pipeline(RsConnection *connection)
 	right = client_write(connection, bytes, &error);
 	for (i = 0; right && i < count; i++)
 	{
-		RsStreamId	id;
+		RsStreamId	id = {0, 0};
 
 		right = client_reply(connection, false, &reply, &error) == 1 &&
 			reply.type == RS_REPLY_STRING && rs_redis_id_parse(reply.text, reply.length, &id) &&
