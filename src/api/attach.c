@@ -25,7 +25,6 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "parser/parse_func.h"
-#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -52,21 +51,30 @@ capture_function(FunctionCallInfo fcinfo)
 	return LookupFuncName(name, 0, NULL, false);
 }
 
-/* Opens the table, with a lock that CREATE TRIGGER takes too, if it is the caller's. */
+static void
+check_owner(Oid table)
+{
+	const char *name = get_rel_name(table);
+
+	if (name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", table)));
+	if (!pg_class_ownercheck(table, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(get_rel_relkind(table)), name);
+}
+
+/* Opens the table, if it is the caller's, with the lock that CREATE TRIGGER takes.
+ * Who is not the owner cannot make others wait for that lock; and what was found out before it
+ * may have changed since. */
 static Relation
 open_own_table(Oid table)
 {
 	Relation	relation;
 
-	LockRelationOid(table, ShareRowExclusiveLock);
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(table)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", table)));
-	relation = relation_open(table, NoLock);
-	if (!pg_class_ownercheck(table, GetUserId()))
-		aclcheck_error(ACLCHECK_NOT_OWNER, get_relkind_objtype(relation->rd_rel->relkind),
-					   RelationGetRelationName(relation));
+	check_owner(table);
+	relation = try_relation_open(table, ShareRowExclusiveLock);
+	check_owner(table);
 	return relation;
 }
 
@@ -176,8 +184,9 @@ other_table_on(const char *stream, Oid table, Oid capture)
 			arguments[i] = next;
 			next += strlen(next) + 1;
 		}
-		if (strcmp(rs_capture_read_arguments(form->tgnargs, arguments)->stream, stream) == 0)
-			other = form->tgrelid;
+		for (int i = 0; i + 1 < form->tgnargs; i += 2)
+			if (strcmp(arguments[i], "stream") == 0 && strcmp(arguments[i + 1], stream) == 0)
+				other = form->tgrelid;
 	}
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);

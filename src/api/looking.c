@@ -2,9 +2,9 @@
  * looking.c
  *	  SQL functions that look: at streams in Redis, at keys, at the counters.
  *
- * Each call that needs Redis has a connection of its own, non-blocking and waited
- * for with the latch, so that it can be cancelled.  What is malloced belongs to the
- * connection, which is closed on the way out, however that is.
+ * Each call that needs Redis has a connection of its own, non-blocking, so that it can
+ * be cancelled.  What is malloced belongs to the connection, which is closed on
+ * the way out, however that is.
  */
 #include "postgres.h"
 
@@ -14,8 +14,6 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "pgstat.h"
-#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
@@ -34,7 +32,9 @@ PG_FUNCTION_INFO_V1(redstream_max_stream_id);
 PG_FUNCTION_INFO_V1(redstream_peek);
 PG_FUNCTION_INFO_V1(redstream_stats);
 
-#define PEEK_PAGE 500			/* entries fetched at a time */
+#define PEEK_FIRST_PAGE 10		/* entries fetched at a time: grows while they come quickly */
+#define PEEK_LAST_PAGE 500
+#define WAIT_SLICE 100			/* milliseconds */
 
 /* ---- names and keys --------------------------------------------------------------- */
 
@@ -125,19 +125,15 @@ redstream_lock_key(PG_FUNCTION_ARGS)
 
 /* ---- asking Redis ------------------------------------------------------------------ */
 
-/* Waits for the socket; gives up on cancel and termination. */
+/*
+ * Waits for the socket, in slices, and gives up on cancel and termination.  Not
+ * WaitLatchOrSocket(): that can throw, past code that holds malloced memory.
+ */
 static bool
 wait_for_socket(void *argument, int fd, bool writable, int timeout_ms)
 {
-	int			happened;
-
-	happened = WaitLatchOrSocket(MyLatch,
-								 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT |
-								 (writable ? WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE),
-								 fd, timeout_ms, PG_WAIT_EXTENSION);
-	if (happened & WL_LATCH_SET)
-		ResetLatch(MyLatch);
-	return !QueryCancelPending && !ProcDiePending;
+	return rs_redis_wait_poll(argument, fd, writable, Min(timeout_ms, WAIT_SLICE)) &&
+		!QueryCancelPending && !ProcDiePending;
 }
 
 static void
@@ -299,11 +295,12 @@ peek(RsConnection *connection, const RsKey *key, const char *start, const char *
 	 int64 count, ReturnSetInfo *result)
 {
 	char		next[RS_STREAM_ID_SIZE + 1];
+	int			page = PEEK_FIRST_PAGE;
 
-	while (count > 0)
+	for (; count > 0; page = Min(page * 2, PEEK_LAST_PAGE))
 	{
-		int			page = Min(count, PEEK_PAGE);
-		const char *command[] = {"XRANGE", key->text, start, stop, "COUNT", psprintf("%d", page)};
+		int			wanted = Min(count, page);
+		const char *command[] = {"XRANGE", key->text, start, stop, "COUNT", psprintf("%d", wanted)};
 		RsReply		reply;
 		size_t		entries;
 
@@ -314,7 +311,7 @@ peek(RsConnection *connection, const RsKey *key, const char *start, const char *
 			CHECK_FOR_INTERRUPTS();
 			put_entry(result, reply.tree->element[i]);
 		}
-		if (entries < (size_t) page)
+		if (entries < (size_t) wanted)
 			break;
 		snprintf(next, sizeof(next), "(%s", entry_id(&reply, entries - 1)->str);
 		start = next;

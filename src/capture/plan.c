@@ -22,6 +22,7 @@
 
 #include "capture/capture.h"
 #include "capture/plan.h"
+#include "redis/redis.h"
 #include "settings.h"
 #include "transaction/transaction.h"
 
@@ -51,6 +52,7 @@ RsAttachment *
 rs_capture_read_arguments(int count, char **arguments)
 {
 	RsAttachment *attachment = palloc0(sizeof(RsAttachment));
+	bool		valid = count % 2 == 0;
 
 	for (int i = 0; i + 1 < count; i += 2)
 	{
@@ -66,9 +68,9 @@ rs_capture_read_arguments(int count, char **arguments)
 		else if (strcmp(name, "delay") == 0)
 			attachment->delay = pstrdup(value);
 		else
-			attachment->stream = NULL;
+			valid = false;
 	}
-	if (attachment->stream == NULL || count % 2 != 0)
+	if (attachment->stream == NULL || !valid)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("trigger arguments of redstream.capture() are not valid"),
@@ -127,7 +129,7 @@ find_columns(Relation relation, List *names)
 		const char *name = strVal(lfirst(cell));
 		AttrNumber	number = get_attnum(RelationGetRelid(relation), name);
 
-		if (number == InvalidAttrNumber)
+		if (number <= 0)
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("column \"%s\" of table \"%s\" does not exist any more, but is to be announced",
@@ -225,6 +227,7 @@ compile(RsPlan *plan, Trigger *trigger, Relation relation)
 	RsAttachment *attachment = rs_capture_read_arguments(trigger->tgnargs, trigger->tgargs);
 	List	   *key = rs_capture_primary_key(relation);
 	List	   *payload = key;
+	RsError		error;
 
 	if (attachment->payload != NIL)
 		payload = find_columns(relation, attachment->payload);
@@ -238,6 +241,10 @@ compile(RsPlan *plan, Trigger *trigger, Relation relation)
 	compile_watched(plan, find_columns(relation, attachment->columns));
 	plan->repeatable = list_difference_int(payload, key) == NIL;
 	plan->stream_name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
+	if (!rs_redis_stream_name_check(plan->stream_name, &error))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("%s", error.text)));
 	plan->generation = -1;
 }
 

@@ -14,6 +14,7 @@
 
 #include "capture/capture.h"
 #include "capture/plan.h"
+#include "transaction/transaction.h"
 
 /* ---- changes ---------------------------------------------------------------------- */
 
@@ -82,6 +83,7 @@ rs_capture_begin_output(RsOutputMode mode)
 	{
 		set_mode("lc_monetary", "C");
 		set_mode("search_path", "pg_catalog");
+		set_mode("quote_all_identifiers", "off");
 	}
 	return nest_level;
 }
@@ -135,6 +137,7 @@ set_value(RsPlan *plan, int member, Datum value)
 	}
 	text = OutputFunctionCall(&column->output, value);
 	length = strlen(text);
+	rs_transaction_check_size(length);	/* before json-c keeps memory for it */
 	if (column->kind == RS_VALUE_NUMBER && is_finite_number(text))
 	{
 		rs_payload_set_json(plan->payload, member, text, length);

@@ -31,12 +31,14 @@ rs_log_create(MemoryContext parent)
 static void *
 grow(MemoryContext context, void *array, int *size, int needed, size_t element)
 {
+	int			wanted = Max(needed, *size * 2);
+
 	if (needed <= *size)
 		return array;
-	*size = Max(needed, *size * 2);
-	if (array == NULL)
-		return MemoryContextAllocHuge(context, *size * element);
-	return repalloc_huge(array, *size * element);
+	array = array == NULL ? MemoryContextAllocHuge(context, wanted * element) :
+		repalloc_huge(array, wanted * element);
+	*size = wanted;				/* not before it is true: both may throw */
+	return array;
 }
 
 /* ---- the window ------------------------------------------------------------ */
@@ -46,7 +48,7 @@ grow(MemoryContext context, void *array, int *size, int needed, size_t element)
 typedef struct RsWindowCell
 {
 	uint32		hash;
-	uint32		place;			/* position of the record in data, plus 1; 0: none */
+	uint32		position;		/* of the record in data, plus 1; 0: none */
 } RsWindowCell;
 
 static uint32
@@ -61,7 +63,7 @@ remember(RsLog *log, uint32 hash, size_t position)
 	RsWindowCell *cell = &log->window[hash & (WINDOW_SIZE - 1)];
 
 	cell->hash = hash;
-	cell->place = position + 1;
+	cell->position = position + 1;
 }
 
 /* Makes the window; the first record belongs into it. */
@@ -94,9 +96,9 @@ rs_log_has(const RsLog *log, int stream, const char *payload, size_t length)
 		uint32		hash = hash_record(stream, payload, length);
 		const RsWindowCell *cell = &log->window[hash & (WINDOW_SIZE - 1)];
 
-		if (cell->place == 0 || cell->hash != hash)
+		if (cell->position == 0 || cell->hash != hash)
 			return false;
-		position = cell->place - 1;
+		position = cell->position - 1;
 	}
 	record = (const RsRecord *) (log->data + position);
 	return record->stream == stream && record->length == length &&
@@ -178,6 +180,7 @@ rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 	record->length = length;
 	memcpy(record + 1, payload, length);
 	log->used = needed;
+	log->largest = Max(log->largest, record->length);
 }
 
 void

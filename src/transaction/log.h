@@ -42,6 +42,7 @@ typedef struct RsLog
 	size_t		size;
 	size_t		streamed;		/* of data: delay messages are in the lane */
 	uint64		base;			/* bytes forgotten */
+	uint32		largest;		/* payload so far, rolled back or not */
 	struct RsWindowCell *window;	/* records in data, by hash; NULL while there is at most one */
 	RsMark	   *marks;			/* by level, innermost last */
 	int			nmarks;

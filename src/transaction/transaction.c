@@ -14,6 +14,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "port/pg_bitutils.h"
 #include "utils/memutils.h"
 
 #include "settings.h"
@@ -28,8 +29,18 @@ typedef enum RsStage
 {
 	RS_STAGE_NONE,				/* no record so far */
 	RS_STAGE_OPEN,				/* records are collected */
-	RS_STAGE_PLACED				/* our PRE_COMMIT step is done: later records go at once */
+	RS_STAGE_PLACED				/* committing: a record goes at once */
 } RsStage;
+
+/* How far the transaction itself is, whether or not it has records. */
+typedef enum RsPhase
+{
+	RS_PHASE_RUNNING,
+	RS_PHASE_COMMITTING,		/* our PRE_COMMIT step is over */
+	RS_PHASE_PREPARING			/* our PRE_PREPARE step is over */
+} RsPhase;
+
+static RsPhase phase = RS_PHASE_RUNNING;
 
 static struct
 {
@@ -46,23 +57,40 @@ static struct
 }			current;
 
 static void
-start(void)
+check_preloaded(void)
 {
 	if (!rs_transport_ready())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("redstream must be preloaded to announce changes"),
 				 errhint("Put redstream into shared_preload_libraries in postgresql.conf and restart the server.")));
+}
+
+static void
+refuse_prepare(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot PREPARE a transaction that has changes to announce"),
+			 errhint("Commit in one phase, or set redstream.enabled to off and announce the rows otherwise.")));
+}
+
+static void
+start(void)
+{
 	memset(&current, 0, sizeof(current));
 	current.log = rs_log_create(TopTransactionContext);
 	rs_delay_track();
 	rs_transport_set_busy(true);
-	current.stage = RS_STAGE_OPEN;
+	current.stage = phase == RS_PHASE_COMMITTING ? RS_STAGE_PLACED : RS_STAGE_OPEN;
 }
 
 /* ---- outage ------------------------------------------------------------------ */
 
-/* Applies redstream.on_outage: throws, or gives this transaction's messages up. */
+/*
+ * Applies redstream.on_outage: throws, or gives this transaction's messages up.
+ * What Redis said is for the log alone: it may tell where Redis is.
+ */
 static void
 outage(RsWaitResult result)
 {
@@ -76,25 +104,30 @@ outage(RsWaitResult result)
 		ereport(ERROR,
 				(errcode(ERRCODE_IO_ERROR),
 				 errmsg("could not announce changes: %s", reason),
-				 status.last_error[0] ? errdetail("Last error: %s.", status.last_error) : 0,
+				 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0,
 				 errhint("See redstream.stats. With redstream.on_outage = skip the transaction commits without its messages.")));
 	ereport(WARNING,
 			(errcode(ERRCODE_WARNING),
 			 errmsg("changes of this transaction are not announced: %s", reason),
-			 status.last_error[0] ? errdetail("Last error: %s.", status.last_error) : 0));
+			 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0));
 	current.skipping = true;
 	current.skipped = current.captured;
 }
 
 /* ---- the delay lane ------------------------------------------------------------ */
 
+/* Room for encoding; what was in it before is gone. */
 static char *
 buffer_of(size_t size)
 {
 	if (size > current.buffer_size)
 	{
-		current.buffer = MemoryContextAlloc(current.log->context, size);
-		current.buffer_size = size;
+		if (current.buffer != NULL)
+			pfree(current.buffer);
+		current.buffer = NULL;
+		current.buffer_size = 0;
+		current.buffer = MemoryContextAlloc(current.log->context, pg_nextpower2_size_t(size));
+		current.buffer_size = pg_nextpower2_size_t(size);
 	}
 	return current.buffer;
 }
@@ -238,7 +271,7 @@ take_publication(RsPatience *patience)
 	bool		taken;
 
 	if (!rs_delay_tracked_range(&first, &last))
-		return RS_WAIT_DONE;	/* Redis refused them all */
+		return RS_WAIT_REFUSED;
 	streams = MemoryContextAlloc(log->context,
 								 sizeof(RsPublishedStream) * bms_num_members(log->streams));
 	while ((member = bms_next_member(log->streams, member)) >= 0)
@@ -248,7 +281,7 @@ take_publication(RsPatience *patience)
 	}
 	xids = rs_log_sorted_xids(log, &nxids);
 	result = rs_main_take_publication(&first, &last, rs_stream_xact_field(), streams, nstreams,
-									  xids, nxids, patience, place, &taken);
+									  xids, nxids, log->largest, patience, place, &taken);
 	if (taken)
 		log->nplaces++;
 	else if (result == RS_WAIT_DONE)
@@ -285,15 +318,31 @@ announce(size_t start, bool publish)
 {
 	RsPatience	patience;
 	RsWaitResult result;
+	bool		wait = rs_wait_for_ack || publish;	/* a publication needs the ids */
 
 	rs_patience_start(&patience);
 	result = stream_records(&patience);
-	/* A publication needs to know the ids. */
-	if (result == RS_WAIT_DONE && (rs_wait_for_ack || publish))
+	if (result == RS_WAIT_DONE && wait)
 		result = await_acknowledgement(&patience);
+	if (result == RS_WAIT_DONE && rs_delay_refused())
+		result = RS_WAIT_REFUSED;
 	if (result != RS_WAIT_DONE)
 		return result;
-	return publish ? take_publication(&patience) : take_place(start, main_size(start), &patience);
+
+	/* Without WAL of its own a commit is never waited for (xact.c,
+	 * RecordTransactionCommit), and a crash could undo what was announced. */
+	if (XactLastRecEnd == 0)
+		ForceSyncCommit();
+	result = publish ? take_publication(&patience) :
+		take_place(start, main_size(start), &patience);
+
+	/* The main lane is full for too long: nothing is lost, the delay messages announce it. */
+	if ((result == RS_WAIT_DOWN || result == RS_WAIT_TIMEOUT) && wait)
+	{
+		rs_stats_add(RS_COUNT_PASSED, 1);
+		result = RS_WAIT_DONE;
+	}
+	return result;
 }
 
 /* Announces, and applies redstream.on_outage when that fails. */
@@ -302,32 +351,30 @@ announce_or_fail(size_t start, bool publish)
 {
 	RsWaitResult result = announce(start, publish);
 
-	if (result != RS_WAIT_DONE || rs_delay_refused())
+	if (result != RS_WAIT_DONE)
 		outage(result);
 }
 
 static void
 pre_commit(void)
 {
+	phase = RS_PHASE_COMMITTING;
 	if (current.stage != RS_STAGE_OPEN)
 		return;
 	current.stage = RS_STAGE_PLACED;
 	if (current.skipping || rs_log_is_empty(current.log))
 		return;
-
-	/* Without WAL of its own a commit is never waited for (xact.c,
-	 * RecordTransactionCommit), and a crash could undo what was announced. */
-	if (XactLastRecEnd == 0)
-		ForceSyncCommit();
 	announce_or_fail(0, current.large || main_size(0) > rs_lane_entry_limit());
 }
 
-static void
-check_size(size_t length)
+void
+rs_transaction_check_size(size_t length)
 {
-	/* Keys, field names and lengths around a payload are a few kilobytes at most. */
-	size_t		limit = rs_lane_entry_limit() - 4096;
+	size_t		limit;
 
+	check_preloaded();
+	/* Keys, field names and lengths around a payload are a few kilobytes at most. */
+	limit = rs_lane_entry_limit() - 4096;
 	if (length > limit)
 		ereport(ERROR,
 				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
@@ -342,9 +389,11 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 	RsLog	   *log;
 	size_t		buffer_limit = (size_t) rs_transaction_buffer * 1024;
 
+	rs_transaction_check_size(length);
+	if (phase == RS_PHASE_PREPARING)
+		refuse_prepare();
 	if (current.stage == RS_STAGE_NONE)
 		start();
-	check_size(length);
 	log = current.log;
 	if (repeatable && !current.skipping && rs_log_has(log, stream, payload, length))
 		return;
@@ -378,6 +427,7 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 static void
 finish(bool committed)
 {
+	phase = RS_PHASE_RUNNING;
 	if (current.stage == RS_STAGE_NONE)
 		return;
 	for (int i = 0; i < current.log->nplaces; i++)
@@ -392,13 +442,11 @@ finish(bool committed)
 }
 
 static void
-refuse_prepare(void)
+pre_prepare(void)
 {
+	phase = RS_PHASE_PREPARING;
 	if (current.stage != RS_STAGE_NONE && !rs_log_is_empty(current.log))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot PREPARE a transaction that has changes to announce"),
-				 errhint("Commit in one phase, or set redstream.enabled to off and announce the rows otherwise.")));
+		refuse_prepare();
 }
 
 static void
@@ -416,7 +464,7 @@ on_transaction_event(XactEvent event, void *argument)
 			finish(false);
 			break;
 		case XACT_EVENT_PRE_PREPARE:
-			refuse_prepare();
+			pre_prepare();
 			break;
 		case XACT_EVENT_PREPARE:
 			finish(false);

@@ -16,14 +16,20 @@ extern void rs_transaction_init(void);
 extern int	rs_transaction_stream(const char *name);
 
 /*
+ * Raises an error when a payload of that length cannot be announced (program_limit_exceeded),
+ * or nothing can, as the library was not preloaded (object_not_in_prerequisite_state).
+ */
+extern void rs_transaction_check_size(size_t length);
+
+/*
  * Adds a record to the running transaction: one message, announced when and if the
  * (sub)transaction now current commits.  "payload" is JSON in UTF-8 and is
  * copied.  With "repeatable" the record says nothing that an equal one
  * before it, still in the window, has not said, and is left out.
  *
- * Raises an error when the library was not preloaded (object_not_in_prerequisite_state), the
- * payload is larger than the queue allows (program_limit_exceeded), or, under
- * redstream.on_outage = error, Redis does not take what has to be sent now (io_error).
+ * Raises what rs_transaction_check_size() raises; feature_not_supported in a transaction
+ * that is being prepared; and, under redstream.on_outage = error, io_error when Redis does not
+ * take what has to be sent now.
  */
 extern void rs_transaction_record(int stream, const char *payload, size_t length, bool repeatable);
 

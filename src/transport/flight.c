@@ -25,10 +25,10 @@ at(uint64 number)
 	return &flights.ring[number % CAPACITY];
 }
 
-bool
-rs_flights_full(void)
+int
+rs_flights_room(void)
 {
-	return flights.end - flights.front >= CAPACITY - RESERVE;
+	return CAPACITY - RESERVE - (int) (flights.end - flights.front);
 }
 
 bool

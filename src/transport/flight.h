@@ -4,8 +4,9 @@
  *
  * A flight is a run of commands and the number of replies it still expects.
  * Flights are written in the order they were queued, and Redis answers in that
- * order, so that every reply belongs to the flight at the front.  Nothing is
- * copied: the bytes of an entry stay in its lane until it is acknowledged.
+ * order, so that every reply belongs to the flight at the front.  A flight does not own its
+ * bytes: those of an entry stay in its lane until it is acknowledged, those of
+ * a range or of copies in the publication until its end is.
  */
 #ifndef RS_TRANSPORT_FLIGHT_H
 #define RS_TRANSPORT_FLIGHT_H
@@ -30,8 +31,8 @@ typedef struct RsFlight
 	struct iovec pieces[2];
 } RsFlight;
 
-/* Room for another? */
-extern bool rs_flights_full(void);
+/* How many more there is room for. */
+extern int	rs_flights_room(void);
 extern bool rs_flights_empty(void);
 extern void rs_flights_push(const RsFlight *flight);
 /* The one whose replies come next; NULL when there is none. */

@@ -16,7 +16,7 @@
 #include "settings.h"
 #include "transport/shared.h"
 
-#define BYTES_PER_ENTRY 256		/* of lane for each entry of its ring */
+#define BYTES_PER_ENTRY 128		/* of lane for each entry of its ring: one short message */
 #define ENTRIES_PER_LANE 4		/* of the greatest size still fit into a lane */
 #define CAP_FACTOR 10			/* a wait's total cap, in timeouts */
 
@@ -49,7 +49,7 @@ rs_lane_pieces(const RsLane *lane, const RsEntry *entry, struct iovec pieces[2])
 {
 	size_t		size = rs_lane_size();
 	size_t		offset = entry->start % size;
-	size_t		length = entry->end - entry->start;
+	size_t		length = entry->length;
 	size_t		first = Min(length, size - offset);
 
 	pieces[0].iov_base = lane->bytes + offset;
@@ -165,14 +165,14 @@ try_append(RsLane *lane, const RsFreight *freight, RsEntryNumber *number)
 		pg_memory_barrier();	/* see the tail, then overwrite what it freed */
 		entry = rs_lane_entry(lane, head);
 		entry->start = lane->head_byte;
-		entry->end = lane->head_byte + freight->length;
+		entry->length = freight->length;
 		entry->taken_at = rs_now();
 		entry->commands = freight->commands;
 		entry->owner = MyProc->pgprocno;
 		entry->kind = freight->kind;
 		pg_atomic_write_u64(&entry->tag, RS_TAG(head, freight->state));
 		copy_in(lane, entry, freight->data);
-		lane->head_byte = entry->end;
+		lane->head_byte += freight->length;
 		pg_write_barrier();		/* the entry, then the head that shows it */
 		pg_atomic_write_u64(&lane->head, head + 1);
 		*number = head;
@@ -215,6 +215,8 @@ rs_delay_append(const char *data, size_t length, uint32 commands,
 {
 	RsFreight	freight = {data, length, commands, RS_ENTRY_COMMANDS, RS_ENTRY_READY};
 
+	if (known_down())
+		return RS_WAIT_DOWN;
 	return append(&rs_shared->delay, &freight, patience, entry);
 }
 
@@ -238,10 +240,12 @@ RsWaitResult
 rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
 						 const char *xact_field,
 						 const RsPublishedStream *streams, int nstreams,
-						 const RsXidRange *xids, int nxids,
+						 const RsXidRange *xids, int nxids, uint32 largest,
 						 RsPatience *patience, RsEntryNumber *place, bool *taken)
 {
-	RsPublicationHeader header = {.first = *first,.last = *last,.nstreams = nstreams,.nxids = nxids};
+	RsPublicationHeader header = {
+		.first = *first,.last = *last,.nstreams = nstreams,.nxids = nxids,.largest = largest
+	};
 	RsFreight	freight = {.kind = RS_ENTRY_PUBLICATION,.state = RS_ENTRY_OPEN};
 	RsWaitResult result;
 	char	   *data;
@@ -349,13 +353,14 @@ rs_lane_acknowledge(RsLane *lane, RsEntryNumber number)
 {
 	RsEntry    *entry = rs_lane_entry(lane, number);
 	uint32		owner = entry->owner;
-	uint64		end = entry->end;
+	uint64		end = entry->start + entry->length;
 
 	pg_memory_barrier();		/* done with the entry before it is free */
 	pg_atomic_write_u64(&lane->tail_byte, end);
 	pg_atomic_write_u64(&lane->tail, number + 1);
 	pg_memory_barrier();		/* the tail, then who waits for it */
-	if (pg_atomic_read_u64(&rs_shared->slots[owner].awaited) == number + 1)
+	if (lane == &rs_shared->delay &&
+		pg_atomic_read_u64(&rs_shared->slots[owner].awaited) == number + 1)
 		SetLatch(&ProcGlobal->allProcs[owner].procLatch);
 	ConditionVariableBroadcast(&lane->space);
 }

@@ -25,7 +25,7 @@
 
 #define CHUNK_BYTES (64 * 1024) /* aimed at: a millisecond or so of Redis */
 #define CHUNK_ENTRIES 500
-#define FIRST_CHUNK_ENTRIES 16
+#define REPLY_BYTES (4 * 1024 * 1024)	/* of one range, at the most */
 
 /* How far it has come. */
 typedef struct RsPosition
@@ -96,6 +96,7 @@ rs_publication_open(const RsEntry *entry, RsEntryNumber number)
 	int			count;
 
 	publication.active = true;
+	publication.count = 1;		/* grows quickly, and a failure may have come of a large reply */
 	if (publication.open && publication.number == number)
 	{
 		publication.read = publication.acknowledged;
@@ -117,7 +118,6 @@ rs_publication_open(const RsEntry *entry, RsEntryNumber number)
 	publication.read.next = publication.header.first;
 	publication.acknowledged = publication.queued = publication.read;
 	publication.number = number;
-	publication.count = FIRST_CHUNK_ENTRIES;
 	publication.open = true;
 	MemoryContextSwitchTo(old);
 }
@@ -244,6 +244,17 @@ find_payload(const redisReply *fields)
 	return ours ? payload : NULL;
 }
 
+static size_t
+entry_size(const redisReply *entry)
+{
+	const redisReply *fields = entry->element[1];
+	size_t		size = entry->element[0]->len;
+
+	for (size_t i = 0; i < (size_t) fields->elements; i++)
+		size += fields->element[i]->len;
+	return size;
+}
+
 static void
 put_copy(StringInfo out, const redisReply *payload)
 {
@@ -266,13 +277,20 @@ finish_stream(void)
 	publication.active = publication.read.stream < (int) publication.header.nstreams;
 }
 
-/* Asks for as many entries next time as make a chunk of the wanted size. */
+/*
+ * Asks for as many entries next time as make a chunk of the wanted size, judging by
+ * all those just read, and never for more than a few megabytes of the transaction's
+ * largest.
+ */
 static void
 adapt_count(size_t entries, size_t bytes)
 {
-	uint32		wanted = CHUNK_BYTES / Max(bytes / Max(entries, 1), 1);
+	size_t		average = bytes / Max(entries, 1);
+	size_t		wanted = CHUNK_BYTES / Max(average, 1);
+	size_t		allowed = REPLY_BYTES / Max(publication.header.largest, 1);
 
-	publication.count = Max(Min(Min(wanted, CHUNK_ENTRIES), publication.count * 2), 1);
+	wanted = Min(Min(wanted, allowed), Min(CHUNK_ENTRIES, publication.count * 2));
+	publication.count = Max(wanted, 1);
 }
 
 void
@@ -282,30 +300,28 @@ rs_publication_receive(const RsReply *reply, RsFlight *flight)
 	const redisReply *entries = reply->tree;
 	size_t		count = reply->type == RS_REPLY_ARRAY ? entries->elements : 0;
 	size_t		bytes = 0;
-	size_t		taken = 0;
 	bool		more = true;
 
 	memset(flight, 0, sizeof(*flight));
 	flight->kind = RS_FLIGHT_COPY;
 	resetStringInfo(out);
-	/* Entries of surprising size: leave the rest for the next range. */
-	while (taken < count && bytes < 16 * CHUNK_BYTES)
+	for (size_t i = 0; i < count; i++)
 	{
-		const redisReply *entry = entries->element[taken++];
+		const redisReply *entry = entries->element[i];
 		const redisReply *payload = find_payload(entry->element[1]);
 
 		(void) rs_redis_id_parse(entry->element[0]->str, entry->element[0]->len,
 								 &publication.read.next);
 		more = rs_redis_id_next(&publication.read.next);
+		bytes += entry_size(entry);
 		if (payload == NULL)
 			continue;
 		put_copy(out, payload);
-		bytes += payload->len;
 		flight->replies++;
 	}
-	if (!more || (taken == count && count < publication.count))
+	if (!more || count < publication.count)
 		finish_stream();
-	adapt_count(taken, bytes);
+	adapt_count(count, bytes);
 	publication.queued = publication.read;
 	set_bytes(flight, out);
 }

@@ -43,9 +43,9 @@ typedef enum RsEntryKind
 typedef struct RsEntry
 {
 	pg_atomic_uint64 tag;
-	uint64		start;			/* positions of its bytes in the lane */
-	uint64		end;
+	uint64		start;			/* position of its bytes in the lane */
 	uint64		taken_at;		/* monotonic microseconds */
+	uint32		length;
 	uint32		commands;		/* replies to expect */
 	uint32		owner;			/* process number of who appended */
 	RsEntryKind kind;
@@ -115,6 +115,7 @@ typedef struct RsPublicationHeader
 	char		xact_field[64];
 	uint32		nstreams;		/* RsPublicationStream and its keys, each */
 	uint32		nxids;			/* RsXidRange */
+	uint32		largest;		/* payload of the transaction */
 } RsPublicationHeader;
 
 typedef struct RsPublicationStream

@@ -20,6 +20,7 @@ typedef enum RsWaitResult
 {
 	RS_WAIT_DONE,
 	RS_WAIT_DOWN,				/* the sender knows that Redis is away */
+	RS_WAIT_REFUSED,			/* Redis will never take one of the messages */
 	RS_WAIT_TIMEOUT				/* no progress for redstream.timeout, or the total cap passed */
 } RsWaitResult;
 
@@ -68,8 +69,9 @@ extern size_t rs_lane_entry_limit(void);
 
 /*
  * Appends encoded commands ("commands" of them, at most rs_lane_entry_limit()
- * bytes) to the delay lane; waits while the lane is full.  Throws on cancel and
- * termination only.  "entry" is set when the result is RS_WAIT_DONE.
+ * bytes) to the delay lane; waits while the lane is full, and appends nothing while
+ * Redis is known to be down.  Throws on cancel and termination only.  "entry" is set
+ * when the result is RS_WAIT_DONE.
  */
 extern RsWaitResult rs_delay_append(const char *data, size_t length, uint32 commands,
 									RsPatience *patience, RsEntryNumber *entry);
@@ -97,14 +99,15 @@ extern RsWaitResult rs_main_take(const char *data, size_t length, uint32 command
 /*
  * The same for a transaction whose messages the sender is to copy from the
  * delay streams: those with an id in [first, last] and, in "xact_field", one
- * of the transaction ids in the sorted ranges.  A publication that is larger
- * than an entry may be takes no place, and returns false in "taken".
+ * of the transaction ids in the sorted ranges.  "largest" is the size of the
+ * greatest payload.  A publication that is larger than an entry may be takes no
+ * place, and returns false in "taken".
  */
 extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
 											 const char *xact_field,
 											 const RsPublishedStream *streams, int nstreams,
 											 const RsXidRange *xids, int nxids,
-											 RsPatience *patience,
+											 uint32 largest, RsPatience *patience,
 											 RsEntryNumber *place, bool *taken);
 
 /*

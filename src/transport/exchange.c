@@ -1,0 +1,347 @@
+/*
+ * exchange.c
+ *	  Commands out of the lanes, replies to their entries: all without blocking.
+ *
+ * Every error is an outage but WRONGTYPE, which no retry heals: such a command
+ * counts as answered, and the transaction it belongs to, if it still waits, is
+ * told.  So does an entry that has proved to be hopeless.
+ */
+#include "postgres.h"
+
+#include "settings.h"
+#include "stats.h"
+#include "transport/sender.h"
+
+#define MAIN_WINDOW (128 * 1024)	/* bytes of main messages under way: what a
+									 * delay message may have to queue behind */
+#define MAIN_RESERVE 512		/* flights that delay messages leave to main messages */
+
+static RsEntryNumber next_delay;	/* first entries that are not under way */
+static RsEntryNumber next_main;
+static size_t main_bytes;		/* of main messages under way */
+static bool publishing;			/* nothing of the main lane may be queued behind ... */
+static RsEntryNumber published; /* ... this publication until it is acknowledged */
+static uint64 heard_at;			/* the last sign of Redis, or the first command after none */
+static uint64 pass_at = RS_FOREVER; /* when the first open place is passed */
+
+void
+rs_exchange_rewind(void)
+{
+	rs_stats_add(RS_COUNT_RESENT, rs_flights_clear());
+	rs_publication_suspend();
+	next_delay = pg_atomic_read_u64(&rs_shared->delay.tail);
+	next_main = pg_atomic_read_u64(&rs_shared->main.tail);
+	main_bytes = 0;
+	publishing = false;
+}
+
+/* ---- what a transaction is told ------------------------------------------------ */
+
+/* Notes the id that a delay message got. */
+static void
+note_id(const RsFlight *flight, const RsReply *reply)
+{
+	RsSlot	   *slot = &rs_shared->slots[rs_lane_entry(flight->lane, flight->entry)->owner];
+	RsStreamId	id;
+
+	if (!rs_redis_id_parse(reply->text, reply->length, &id))
+		return;
+	SpinLockAcquire(&slot->mutex);
+	if (flight->entry >= slot->tracked_from)
+	{
+		if (!slot->any || rs_redis_id_compare(&id, &slot->first) < 0)
+			slot->first = id;
+		if (!slot->any || rs_redis_id_compare(&id, &slot->last) > 0)
+			slot->last = id;
+		slot->any = true;
+	}
+	SpinLockRelease(&slot->mutex);
+}
+
+/* Notes that a delay message will never be taken. */
+static void
+note_refusal(const RsFlight *flight)
+{
+	RsSlot	   *slot = &rs_shared->slots[rs_lane_entry(flight->lane, flight->entry)->owner];
+
+	SpinLockAcquire(&slot->mutex);
+	if (flight->entry >= slot->tracked_from)
+		slot->refused = true;
+	SpinLockRelease(&slot->mutex);
+}
+
+static bool
+is_delay(const RsFlight *flight)
+{
+	return flight->kind == RS_FLIGHT_ENTRY && flight->lane == &rs_shared->delay;
+}
+
+/* ---- commands ------------------------------------------------------------------- */
+
+/* May another flight leave?  A connection that is not proven has to bring one
+ * home first. */
+static bool
+may_queue(int reserve)
+{
+	return rs_flights_room() > reserve && (rs_link_is_proven() || rs_flights_empty());
+}
+
+static void
+queue_flight(const RsFlight *flight)
+{
+	if (rs_flights_empty())
+		heard_at = rs_now();
+	rs_flights_push(flight);
+}
+
+/* Queues an entry; "empty" if there is nothing of it to be sent. */
+static void
+queue_entry(RsLane *lane, RsEntryNumber number, bool empty)
+{
+	const RsEntry *entry = rs_lane_entry(lane, number);
+	RsFlight	flight = {.kind = RS_FLIGHT_ENTRY,.lane = lane,.entry = number};
+
+	if (!empty && rs_link_is_hopeless(lane, number))
+	{
+		rs_link_note_error("gave up on messages that Redis refuses again and again");
+		if (is_delay(&flight))
+			note_refusal(&flight);
+		else
+			rs_stats_add(RS_COUNT_PASSED, 1);
+		empty = true;
+	}
+	if (!empty)
+	{
+		flight.replies = entry->commands;
+		flight.npieces = rs_lane_pieces(lane, entry, flight.pieces);
+		flight.counted = lane == &rs_shared->main ? entry->length : 0;
+		main_bytes += flight.counted;
+	}
+	queue_flight(&flight);
+}
+
+static void
+queue_delay(void)
+{
+	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->delay.head);
+
+	pg_read_barrier();
+	while (next_delay < head && may_queue(MAIN_RESERVE))
+		queue_entry(&rs_shared->delay, next_delay++, false);
+}
+
+/* How the place ended, or, after redstream.timeout, that it is passed. */
+static RsEntryState
+judge_place(RsEntry *entry, RsEntryNumber number)
+{
+	uint64		tag = pg_atomic_read_u64(&entry->tag);
+	uint64		deadline = entry->taken_at + (uint64) rs_timeout * 1000;
+
+	if (RS_TAG_STATE(tag) != RS_ENTRY_OPEN)
+		return RS_TAG_STATE(tag);
+	if (rs_now() < deadline)
+	{
+		pass_at = deadline;
+		return RS_ENTRY_OPEN;
+	}
+	if (!pg_atomic_compare_exchange_u64(&entry->tag, &tag, RS_TAG(number, RS_ENTRY_PASSED)))
+		return RS_TAG_STATE(tag);
+	rs_stats_add(RS_COUNT_PASSED, 1);
+	return RS_ENTRY_PASSED;
+}
+
+/* The next range of the publication or, behind its last copies, its end. */
+static void
+continue_publication(void)
+{
+	RsFlight	flight;
+
+	if (rs_publication_active())
+	{
+		rs_publication_range(&flight);
+		queue_flight(&flight);
+	}
+	else
+		queue_entry(&rs_shared->main, next_main++, true);
+}
+
+static void
+queue_main(void)
+{
+	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->main.head);
+
+	pg_read_barrier();
+	pass_at = RS_FOREVER;
+	while (next_main < head && !publishing && may_queue(0) && main_bytes < MAIN_WINDOW)
+	{
+		RsEntry    *entry = rs_lane_entry(&rs_shared->main, next_main);
+		RsEntryState state = judge_place(entry, next_main);
+
+		if (state == RS_ENTRY_OPEN)
+			break;
+		pg_read_barrier();
+		if (state == RS_ENTRY_READY && entry->kind == RS_ENTRY_PUBLICATION)
+		{
+			publishing = true;
+			published = next_main;
+			rs_publication_open(entry, next_main);
+			continue_publication();
+		}
+		else
+			queue_entry(&rs_shared->main, next_main++, state != RS_ENTRY_READY);
+	}
+}
+
+/* ---- replies ------------------------------------------------------------------------ */
+
+static void
+complete(const RsFlight *flight)
+{
+	if (flight->kind == RS_FLIGHT_COPY)
+	{
+		rs_publication_copied();
+		return;
+	}
+	main_bytes -= flight->counted;
+	if (publishing && flight->lane == &rs_shared->main && flight->entry == published)
+		publishing = false;
+	rs_lane_acknowledge(flight->lane, flight->entry);
+}
+
+/* Completes the flights at the front that expect no more replies. */
+static void
+settle(void)
+{
+	RsFlight   *flight;
+
+	while ((flight = rs_flights_front()) != NULL && flight->replies == 0)
+	{
+		complete(flight);
+		rs_flights_pop();
+	}
+}
+
+static bool
+starts_with(const RsReply *reply, const char *word)
+{
+	return reply->length >= strlen(word) && memcmp(reply->text, word, strlen(word)) == 0;
+}
+
+/* An error reply.  False when it is an outage, and the connection was given up. */
+static bool
+survive_error(const RsFlight *flight, const RsReply *reply)
+{
+	RsError		why;
+
+	rs_redis_error(&why, "%s: %.*s", is_delay(flight) ? "delay message" :
+				   flight->kind == RS_FLIGHT_RANGE ? "XRANGE" : "main message",
+				   (int) reply->length, reply->text);
+	if (!starts_with(reply, "WRONGTYPE"))
+	{
+		/* Other words than ERR speak of the server's state, not of the command. */
+		rs_link_give_up(why.text, starts_with(reply, "ERR ") ? RS_TROUBLE_ENTRY : RS_TROUBLE_REDIS);
+		return false;
+	}
+	rs_link_note_error(why.text);
+	if (is_delay(flight))
+		note_refusal(flight);
+	return true;
+}
+
+/* One reply to the flight at the front.  False when the connection was given up. */
+static bool
+handle_reply(RsFlight *flight, const RsReply *reply)
+{
+	bool		refused = reply->type == RS_REPLY_ERROR;
+
+	if (refused && !survive_error(flight, reply))
+		return false;
+	if (flight->kind == RS_FLIGHT_RANGE)
+	{
+		RsFlight	copies;
+
+		rs_flights_pop();
+		rs_publication_receive(reply, &copies);
+		rs_flights_push(&copies);
+		continue_publication();
+		return true;
+	}
+	flight->replies--;
+	if (refused)
+		return true;
+	if (is_delay(flight))
+		note_id(flight, reply);
+	rs_stats_add(is_delay(flight) ? RS_COUNT_DELAYED : RS_COUNT_ACKNOWLEDGED, 1);
+	return true;
+}
+
+void
+rs_exchange_receive(void)
+{
+	RsError		error;
+	RsReply		reply;
+	RsFlight   *flight;
+	int			result = rs_redis_read(rs_link_connection(), &error);
+
+	if (result > 0)
+		heard_at = rs_now();
+	while (result >= 0 && (flight = rs_flights_front()) != NULL)
+	{
+		result = rs_redis_reply(rs_link_connection(), flight->kind == RS_FLIGHT_RANGE,
+								&reply, &error);
+		if (result <= 0)
+			break;
+		if (!handle_reply(flight, &reply))
+			return;
+		settle();
+		pg_atomic_write_u64(&rs_shared->progress, heard_at);
+		rs_link_prove();
+	}
+	if (result < 0)
+		rs_link_give_up(error.text, RS_TROUBLE_ENTRY);
+}
+
+/* ---- both ----------------------------------------------------------------------------- */
+
+void
+rs_exchange_send(void)
+{
+	RsEntryNumber before;
+	RsError		error;
+
+	do
+	{
+		before = next_main;
+		queue_delay();
+		queue_main();
+		settle();				/* void places complete by themselves */
+	} while (rs_flights_empty() && next_main != before);
+
+	if (rs_flights_empty())
+		rs_link_prove();
+	if (!rs_flights_write(rs_link_connection(), &error))
+		rs_link_give_up(error.text, RS_TROUBLE_ENTRY);
+}
+
+static uint64
+silence_at(void)
+{
+	return rs_flights_empty() ? RS_FOREVER : heard_at + (uint64) rs_timeout * 1000;
+}
+
+void
+rs_exchange_check_silence(void)
+{
+	RsError		why;
+
+	if (rs_now() < silence_at())
+		return;
+	rs_redis_error(&why, "no reply from Redis for %d ms", rs_timeout);
+	rs_link_give_up(why.text, RS_TROUBLE_SILENCE);
+}
+
+uint64
+rs_exchange_due(void)
+{
+	return Min(pass_at, silence_at());
+}

@@ -1,0 +1,322 @@
+/*
+ * link.c
+ *	  The sender's connection: how it is made, proven and given up.
+ *
+ * Whatever goes wrong, a lost connection or a refused command, there is one way
+ * out: give the connection up, come back, and send everything again from the
+ * first entry that was not acknowledged.  So nothing that came after a refused
+ * command keeps its place before it.
+ */
+#include "postgres.h"
+
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "settings.h"
+#include "stats.h"
+#include "transport/sender.h"
+
+#define BACKOFF_FIRST 10000		/* microseconds */
+#define BACKOFF_LAST 1000000
+#define SUSPECT_TRIES 5
+
+/*
+ * The entry that was due for an answer when a connection failed.  Until it is
+ * acknowledged nothing else counts as a recovery; and if it fails again and
+ * again, alone on a fresh connection, it is the entry and not Redis that is at
+ * fault.
+ */
+typedef struct RsSuspect
+{
+	RsLane	   *lane;			/* NULL: none */
+	RsEntryNumber entry;
+	int			tries;			/* failures of its own, alone */
+} RsSuspect;
+
+static RsConnection *connection;
+static WaitEventSet *events;
+static int	socket_event;
+static bool awaits_writable;
+static bool proven;
+static int	failures;			/* in a row */
+static uint64 retry_at;
+static RsSuspect suspect;
+
+RsConnection *
+rs_link_connection(void)
+{
+	return connection;
+}
+
+uint64
+rs_link_retry_at(void)
+{
+	return retry_at;
+}
+
+bool
+rs_link_is_proven(void)
+{
+	return proven;
+}
+
+/* ---- what others are told --------------------------------------------------- */
+
+static void
+set_link(RsLink link)
+{
+	RsLink		old = pg_atomic_read_u32(&rs_shared->link);
+
+	if (old == link)
+		return;
+	if (link == RS_LINK_UP)
+		ereport(LOG, (errmsg("redstream: connected to Redis")));
+	if (old == RS_LINK_UP || link == RS_LINK_UP)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		SpinLockAcquire(&rs_shared->mutex);
+		rs_shared->since = now;
+		SpinLockRelease(&rs_shared->mutex);
+	}
+	pg_atomic_write_u32(&rs_shared->link, link);
+	if (link == RS_LINK_DOWN)
+		rs_lane_wake_all();
+}
+
+void
+rs_link_note_error(const char *text)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	rs_stats_add(RS_COUNT_ERRORS, 1);
+	SpinLockAcquire(&rs_shared->mutex);
+	strlcpy(rs_shared->last_error, text, sizeof(rs_shared->last_error));
+	rs_shared->last_error_at = now;
+	SpinLockRelease(&rs_shared->mutex);
+}
+
+/* ---- the end of a connection --------------------------------------------------- */
+
+static void
+drop(bool abort)
+{
+	if (connection == NULL)
+		return;
+	rs_redis_close(connection, abort);
+	connection = NULL;
+	FreeWaitEventSet(events);
+	events = NULL;
+	rs_exchange_rewind();
+}
+
+void
+rs_link_close(void)
+{
+	drop(false);
+	if (pg_atomic_read_u32(&rs_shared->link) == RS_LINK_UP)
+		set_link(RS_LINK_UNKNOWN);
+}
+
+void
+rs_link_renew(void)
+{
+	drop(true);
+	set_link(RS_LINK_UNKNOWN);
+	suspect.lane = NULL;
+	failures = 0;
+	retry_at = 0;
+}
+
+/* Remembers what a failure hit; "own" if the entry itself may be the cause. */
+static void
+note_suspect(bool own)
+{
+	const RsFlight *front = rs_flights_front();
+	RsLane	   *lane;
+	RsEntryNumber entry;
+
+	if (front == NULL)
+		return;
+	lane = front->kind == RS_FLIGHT_ENTRY ? front->lane : &rs_shared->main;
+	entry = pg_atomic_read_u64(&lane->tail);
+	if (suspect.lane != lane || suspect.entry != entry)
+	{
+		suspect.lane = lane;
+		suspect.entry = entry;
+		suspect.tries = 0;
+	}
+	if (own && !proven)
+		suspect.tries++;
+}
+
+static bool
+suspect_is_pending(void)
+{
+	return suspect.lane != NULL && pg_atomic_read_u64(&suspect.lane->tail) <= suspect.entry;
+}
+
+bool
+rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry)
+{
+	return suspect.lane == lane && suspect.entry == entry && suspect.tries >= SUSPECT_TRIES;
+}
+
+/* A connection lost or a command refused for the first time is tried again at once
+ * before it counts as an outage. */
+void
+rs_link_give_up(const char *why, RsTrouble trouble)
+{
+	uint64		backoff = BACKOFF_FIRST;
+	bool		outage = trouble == RS_TROUBLE_SILENCE || failures > 0;
+
+	if (failures == 0)
+		ereport(LOG, (errmsg("redstream: %s", why)));
+	rs_link_note_error(why);
+	note_suspect(trouble == RS_TROUBLE_ENTRY);
+	drop(true);
+	for (int i = 0; i < failures && backoff < BACKOFF_LAST; i++)
+		backoff *= 2;
+	failures++;
+	retry_at = outage ? rs_now() + Min(backoff, BACKOFF_LAST) : 0;
+	if (outage)
+		set_link(RS_LINK_DOWN);
+	else if (pg_atomic_read_u32(&rs_shared->link) == RS_LINK_UP)
+		set_link(RS_LINK_UNKNOWN);
+}
+
+void
+rs_link_prove(void)
+{
+	if (proven || suspect_is_pending())
+		return;
+	suspect.lane = NULL;
+	proven = true;
+	failures = 0;
+	set_link(RS_LINK_UP);
+}
+
+/* ---- the beginning of a connection ----------------------------------------------- */
+
+/* Waits for the socket while connecting. */
+static bool
+wait_connecting(void *argument, int fd, bool writable, int timeout_ms)
+{
+	(void) WaitLatchOrSocket(MyLatch,
+							 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT |
+							 (writable ? WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE),
+							 fd, timeout_ms, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	return !rs_sender_must_stop();
+}
+
+/*
+ * Makes sure that nothing of an earlier connection can still be executed, and
+ * remembers this one for its successor.  After a restart of Redis the old id
+ * may be a stranger's, and nothing is left to be killed; so where we may not
+ * learn the run_id (INFO is not permitted), nothing is killed.
+ */
+static bool
+replace_predecessor(RsConnection *fresh, const RsServerInfo *info, RsError *error)
+{
+	RsReply		reply;
+
+	if (rs_shared->client_id != 0 && info->run_id[0] != '\0' &&
+		strcmp(rs_shared->run_id, info->run_id) == 0)
+	{
+		char		id[24];
+		const char *arguments[] = {"CLIENT", "KILL", "ID", id};
+
+		snprintf(id, sizeof(id), INT64_FORMAT, rs_shared->client_id);
+		if (!rs_redis_command(fresh, 4, arguments, NULL, rs_timeout, &reply, error))
+			return false;
+		if (reply.type == RS_REPLY_ERROR)
+			return rs_redis_error(error, "CLIENT KILL: %.*s", (int) reply.length, reply.text);
+	}
+	rs_shared->client_id = info->client_id;
+	strlcpy(rs_shared->run_id, info->run_id, sizeof(rs_shared->run_id));
+	return true;
+}
+
+static void
+watch(void)
+{
+	events = CreateWaitEventSet(TopMemoryContext, 3);
+	AddWaitEventToSet(events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	AddWaitEventToSet(events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	socket_event = AddWaitEventToSet(events, WL_SOCKET_READABLE, rs_redis_fd(connection),
+									 NULL, NULL);
+	awaits_writable = false;
+}
+
+void
+rs_link_open(void)
+{
+	RsConnection *fresh;
+	RsServerInfo info;
+	RsError		error;
+
+	if (rs_now() < retry_at)
+		return;
+	fresh = rs_connect_configured("redstream-sender", wait_connecting, NULL, &info, &error);
+	if (fresh != NULL && !replace_predecessor(fresh, &info, &error))
+	{
+		rs_redis_close(fresh, true);
+		fresh = NULL;
+	}
+	if (fresh == NULL)
+	{
+		rs_link_give_up(error.text, RS_TROUBLE_SILENCE);
+		return;
+	}
+	connection = fresh;
+	proven = false;
+	watch();
+}
+
+/* ---- waiting ---------------------------------------------------------------------- */
+
+static long
+milliseconds_until(uint64 time)
+{
+	uint64		now = rs_now();
+
+	if (time == RS_FOREVER)
+		return -1;
+	return time > now ? (long) ((time - now + 999) / 1000) : 0;
+}
+
+bool
+rs_link_wait(uint64 until, bool writing)
+{
+	WaitEvent	happened[3];
+	int			count;
+	bool		readable = false;
+
+	if (connection == NULL)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 milliseconds_until(until), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		return false;
+	}
+	if (awaits_writable != writing)
+	{
+		ModifyWaitEvent(events, socket_event,
+						WL_SOCKET_READABLE | (writing ? WL_SOCKET_WRITEABLE : 0), NULL);
+		awaits_writable = writing;
+	}
+	count = WaitEventSetWait(events, milliseconds_until(until), happened, lengthof(happened),
+							 PG_WAIT_EXTENSION);
+	for (int i = 0; i < count; i++)
+	{
+		if (happened[i].events & WL_LATCH_SET)
+			ResetLatch(MyLatch);
+		if (happened[i].events & WL_SOCKET_READABLE)
+			readable = true;
+	}
+	return readable;
+}

@@ -1,0 +1,64 @@
+/*
+ * sender.h
+ *	  The sender's parts: link.c, the connection and its failures; exchange.c, commands and
+ *	  replies; sender.c, the process.  For these files; all run in the sender.
+ */
+#ifndef RS_TRANSPORT_SENDER_H
+#define RS_TRANSPORT_SENDER_H
+
+#include "transport/flight.h"
+
+#define RS_FOREVER PG_UINT64_MAX
+
+/* ---- link.c ------------------------------------------------------------------ */
+
+/* Why a connection is given up. */
+typedef enum RsTrouble
+{
+	RS_TROUBLE_ENTRY,			/* refused, or the connection ended: the entry may be why */
+	RS_TROUBLE_REDIS,			/* an error that says that Redis is in no state to work */
+	RS_TROUBLE_SILENCE			/* no answer, no connection: Redis is away */
+} RsTrouble;
+
+/* The connection; NULL while there is none. */
+extern RsConnection *rs_link_connection(void);
+/* Connects, if it is time to; failing that, says when the next try is due. */
+extern void rs_link_open(void);
+extern uint64 rs_link_retry_at(void);
+/* Closes the connection in peace. */
+extern void rs_link_close(void);
+/* Closes it for new settings, and forgets past failures. */
+extern void rs_link_renew(void);
+/* The one answer to all trouble: closes it, and decides when to try again. */
+extern void rs_link_give_up(const char *why, RsTrouble trouble);
+/* Redis has answered, or there was nothing to ask.  The connection counts as
+ * working, unless what the last one failed with is still to come. */
+extern void rs_link_prove(void);
+extern bool rs_link_is_proven(void);
+/* Has the entry failed so often, alone on fresh connections, that it must be the cause? */
+extern bool rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry);
+/* For redstream.stats: counts an error and keeps its text. */
+extern void rs_link_note_error(const char *text);
+/* Sleeps until the socket or the latch has something, or the time has come (RS_FOREVER:
+ * never), and says whether the socket can be read. */
+extern bool rs_link_wait(uint64 until, bool writing);
+
+/* ---- exchange.c --------------------------------------------------------------- */
+
+/* Queues what the lanes have and writes what the socket takes. */
+extern void rs_exchange_send(void);
+/* Takes in what Redis has answered. */
+extern void rs_exchange_receive(void);
+/* Gives the connection up if Redis has been silent for too long. */
+extern void rs_exchange_check_silence(void);
+/* When that, or passing an open place, is due; RS_FOREVER: not at all. */
+extern uint64 rs_exchange_due(void);
+/* The connection is gone: everything not acknowledged is to be sent again. */
+extern void rs_exchange_rewind(void);
+
+/* ---- sender.c ------------------------------------------------------------------ */
+
+/* Is a shutdown pending that has waited for redstream.timeout? */
+extern bool rs_sender_must_stop(void);
+
+#endif							/* RS_TRANSPORT_SENDER_H */
