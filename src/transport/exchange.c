@@ -49,11 +49,13 @@ note_id(const RsFlight *flight, const RsReply *reply)
 	SpinLockAcquire(&slot->mutex);
 	if (flight->entry >= slot->tracked_from)
 	{
-		if (!slot->any || rs_redis_id_compare(&id, &slot->first) < 0)
-			slot->first = id;
-		if (!slot->any || rs_redis_id_compare(&id, &slot->last) > 0)
-			slot->last = id;
-		slot->any = true;
+		RsDelayOutcome *outcome = &slot->outcome;
+
+		if (!outcome->any || rs_redis_id_compare(&id, &outcome->first) < 0)
+			outcome->first = id;
+		if (!outcome->any || rs_redis_id_compare(&id, &outcome->last) > 0)
+			outcome->last = id;
+		outcome->any = true;
 	}
 	SpinLockRelease(&slot->mutex);
 }
@@ -66,7 +68,7 @@ note_refusal(const RsFlight *flight)
 
 	SpinLockAcquire(&slot->mutex);
 	if (flight->entry >= slot->tracked_from)
-		slot->refused = true;
+		slot->outcome.refused = true;
 	SpinLockRelease(&slot->mutex);
 }
 

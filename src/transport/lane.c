@@ -315,35 +315,18 @@ rs_delay_track(void)
 
 	SpinLockAcquire(&slot->mutex);
 	slot->tracked_from = head;
-	slot->any = false;
-	slot->refused = false;
+	memset(&slot->outcome, 0, sizeof(slot->outcome));
 	SpinLockRelease(&slot->mutex);
 }
 
-bool
-rs_delay_tracked_range(RsStreamId *first, RsStreamId *last)
+void
+rs_delay_outcome(RsDelayOutcome *outcome)
 {
 	RsSlot	   *slot = my_slot();
-	bool		any;
 
 	SpinLockAcquire(&slot->mutex);
-	any = slot->any;
-	*first = slot->first;
-	*last = slot->last;
+	*outcome = slot->outcome;
 	SpinLockRelease(&slot->mutex);
-	return any;
-}
-
-bool
-rs_delay_refused(void)
-{
-	RsSlot	   *slot = my_slot();
-	bool		refused;
-
-	SpinLockAcquire(&slot->mutex);
-	refused = slot->refused;
-	SpinLockRelease(&slot->mutex);
-	return refused;
 }
 
 /* ---- the sender's side ---------------------------------------------------- */

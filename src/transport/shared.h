@@ -80,10 +80,7 @@ typedef struct RsSlot
 	pg_atomic_uint32 busy;
 	slock_t		mutex;			/* guards what follows */
 	RsEntryNumber tracked_from;
-	bool		any;			/* first and last are set */
-	RsStreamId	first;
-	RsStreamId	last;
-	bool		refused;
+	RsDelayOutcome outcome;
 } RsSlot;
 
 typedef struct RsShared

@@ -30,6 +30,15 @@ typedef struct RsPatience
 	uint64		started;		/* monotonic microseconds */
 } RsPatience;
 
+/* What Redis answered to delay messages. */
+typedef struct RsDelayOutcome
+{
+	bool		refused;		/* one of them, for good */
+	bool		any;			/* taken: first and last are the range of their ids */
+	RsStreamId	first;
+	RsStreamId	last;
+} RsDelayOutcome;
+
 /* Consecutive (sub)transaction ids, both ends included. */
 typedef struct RsXidRange
 {
@@ -81,13 +90,11 @@ extern RsWaitResult rs_delay_append(const char *data, size_t length, uint32 comm
 extern RsWaitResult rs_delay_wait(RsEntryNumber entry, RsPatience *patience);
 
 /*
- * From now on notes the ids that Redis gives to this process's entries of the
- * delay lane (the range so far; false when none was acknowledged), and
- * whether it refused one of them for good.
+ * What Redis has answered so far to the delay messages that this process
+ * appended since rs_delay_track().
  */
 extern void rs_delay_track(void);
-extern bool rs_delay_tracked_range(RsStreamId *first, RsStreamId *last);
-extern bool rs_delay_refused(void);
+extern void rs_delay_outcome(RsDelayOutcome *outcome);
 
 /*
  * Takes a place in the main lane for encoded commands; waits while the lane is

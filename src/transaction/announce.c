@@ -1,0 +1,283 @@
+/*
+ * announce.c
+ *	  From the log to the lanes: delay messages, acknowledgement, the place in the
+ *	  main lane, and what is done when Redis does not play its part.
+ *
+ * All of it happens before the commit; errors and cancellation are legal.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "port/pg_bitutils.h"
+#include "utils/memutils.h"
+
+#include "settings.h"
+#include "stats.h"
+#include "transaction/current.h"
+#include "transaction/stream.h"
+
+/* ---- outage ------------------------------------------------------------------ */
+
+/*
+ * Applies redstream.on_outage: throws, or gives this transaction's messages up.
+ * What Redis said is for the log alone: it may tell where Redis is.
+ */
+static void
+outage(RsWaitResult result)
+{
+	RsTransportStatus status;
+	const char *reason = result == RS_WAIT_DOWN ? "Redis is not available" :
+		result == RS_WAIT_TIMEOUT ? "Redis did not answer in time" :
+		"Redis refused a message for good";
+
+	rs_transport_status(&status);
+	if (rs_on_outage == RS_OUTAGE_ERROR)
+		ereport(ERROR,
+				(errcode(ERRCODE_IO_ERROR),
+				 errmsg("could not announce changes: %s", reason),
+				 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0,
+				 errhint("See redstream.stats. With redstream.on_outage = skip the transaction commits without its messages.")));
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("changes of this transaction are not announced: %s", reason),
+			 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0));
+	rs_current.skipping = true;
+	rs_current.skipped = rs_current.captured;
+}
+
+/* ---- the delay lane ------------------------------------------------------------ */
+
+/* Room for encoding; what was in it before is gone. */
+static char *
+buffer_of(size_t size)
+{
+	if (size > rs_current.buffer_size)
+	{
+		if (rs_current.buffer != NULL)
+			pfree(rs_current.buffer);
+		rs_current.buffer = NULL;
+		rs_current.buffer_size = 0;
+		rs_current.buffer = MemoryContextAlloc(rs_current.log->context, pg_nextpower2_size_t(size));
+		rs_current.buffer_size = pg_nextpower2_size_t(size);
+	}
+	return rs_current.buffer;
+}
+
+/* Encodes records from the position on into one chunk; moves the position
+ * behind them, and says how many there are and how long they became. */
+static char *
+encode_chunk(size_t *position, uint32 *records, size_t *length)
+{
+	RsLog	   *log = rs_current.log;
+	size_t		end = *position;
+	size_t		size = 0;
+	char	   *buffer;
+	char	   *out;
+
+	while (end < log->used && size < RS_CHUNK_SIZE)
+	{
+		const RsRecord *record = (const RsRecord *) (log->data + end);
+		size_t		more = rs_stream_delay_size(record);
+
+		if (size > 0 && size + more > RS_CHUNK_SIZE)
+			break;
+		size += more;
+		end += RS_RECORD_SIZE(record->length);
+	}
+	out = buffer = buffer_of(size);
+	*records = 0;
+	while (*position < end)
+	{
+		const RsRecord *record = (const RsRecord *) (log->data + *position);
+
+		out = rs_stream_delay_write(out, record);
+		*position += RS_RECORD_SIZE(record->length);
+		(*records)++;
+	}
+	*length = out - buffer;
+	return buffer;
+}
+
+/*
+ * Appends the delay messages of all records that have none yet.  Only so many
+ * chunks may be under way, or a large transaction would fill the lane and everyone
+ * else's commit would wait behind it.
+ */
+static RsWaitResult
+stream_records(RsPatience *patience)
+{
+	RsLog	   *log = rs_current.log;
+
+	while (log->streamed < log->used)
+	{
+		size_t		position = log->streamed;
+		size_t		length;
+		uint32		records;
+		char	   *chunk = encode_chunk(&position, &records, &length);
+		RsEntryNumber *cell = &rs_current.sent[rs_current.nsent % RS_CHUNKS_UNDER_WAY];
+		RsWaitResult result = RS_WAIT_DONE;
+
+		if (rs_current.nsent >= RS_CHUNKS_UNDER_WAY)
+			result = rs_delay_wait(*cell, patience);
+		if (result == RS_WAIT_DONE)
+			result = rs_delay_append(chunk, length, records, patience, cell);
+		if (result != RS_WAIT_DONE)
+			return result;
+		rs_current.nsent++;
+		log->streamed = position;
+	}
+	return RS_WAIT_DONE;
+}
+
+/* Each wait has an allowance of its own. */
+void
+rs_announce_early(void)
+{
+	RsPatience	patience;
+	RsWaitResult result;
+
+	rs_patience_start(&patience);
+	result = stream_records(&patience);
+	if (result != RS_WAIT_DONE)
+		outage(result);
+}
+
+static RsWaitResult
+await_acknowledgement(RsPatience *patience)
+{
+	if (rs_current.nsent == 0)
+		return RS_WAIT_DONE;
+	return rs_delay_wait(rs_current.sent[(rs_current.nsent - 1) % RS_CHUNKS_UNDER_WAY], patience);
+}
+
+/* ---- the main lane --------------------------------------------------------------- */
+
+/* Room for a place first, so that one that is taken is always known. */
+static RsEntryNumber *
+next_place(void)
+{
+	rs_log_reserve_place(rs_current.log);
+	return &rs_current.log->places[rs_current.log->nplaces];
+}
+
+/* Takes a place for the main messages of the records from "start" on. */
+static RsWaitResult
+take_place(size_t start, size_t size, RsPatience *patience)
+{
+	RsLog	   *log = rs_current.log;
+	RsEntryNumber *place = next_place();
+	char	   *buffer = buffer_of(size);
+	char	   *out = buffer;
+	uint32		records = 0;
+	RsWaitResult result;
+
+	while (start < log->used)
+	{
+		const RsRecord *record = (const RsRecord *) (log->data + start);
+
+		out = rs_stream_main_write(out, record);
+		start += RS_RECORD_SIZE(record->length);
+		records++;
+	}
+	result = rs_main_take(buffer, out - buffer, records, patience, place);
+	if (result == RS_WAIT_DONE)
+		log->nplaces++;
+	return result;
+}
+
+/* Takes a place from which the sender copies the delay messages. */
+static RsWaitResult
+take_publication(RsPatience *patience)
+{
+	RsLog	   *log = rs_current.log;
+	RsEntryNumber *place = next_place();
+	RsPublishedStream *streams;
+	RsXidRange *xids;
+	RsDelayOutcome outcome;
+	RsWaitResult result;
+	int			nstreams = 0;
+	int			nxids;
+	int			member = -1;
+	bool		taken;
+
+	rs_delay_outcome(&outcome);
+	if (!outcome.any)
+		return RS_WAIT_REFUSED;
+	streams = MemoryContextAlloc(log->context,
+								 sizeof(RsPublishedStream) * bms_num_members(log->streams));
+	while ((member = bms_next_member(log->streams, member)) >= 0)
+	{
+		streams[nstreams].delay_key = &rs_stream(member)->delay_key;
+		streams[nstreams++].stream_key = &rs_stream(member)->stream_key;
+	}
+	xids = rs_log_sorted_xids(log, &nxids);
+	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_stream_xact_field(), streams, nstreams,
+									  xids, nxids, log->largest, patience, place, &taken);
+	if (taken)
+		log->nplaces++;
+	else if (result == RS_WAIT_DONE)
+		rs_stats_add(RS_COUNT_PASSED, 1);	/* too many subtransactions */
+	return result;
+}
+
+/* ---- announcing -------------------------------------------------------------------- */
+
+size_t
+rs_announce_size(size_t start)
+{
+	RsLog	   *log = rs_current.log;
+	size_t		size = 0;
+
+	while (start < log->used)
+	{
+		const RsRecord *record = (const RsRecord *) (log->data + start);
+
+		size += rs_stream_main_size(record);
+		start += RS_RECORD_SIZE(record->length);
+	}
+	return size;
+}
+
+static RsWaitResult
+announce(size_t start, bool publish)
+{
+	RsPatience	patience;
+	RsWaitResult result;
+	RsDelayOutcome outcome;
+	bool		wait = rs_wait_for_ack || publish;	/* a publication needs the ids */
+
+	rs_patience_start(&patience);
+	result = stream_records(&patience);
+	if (result == RS_WAIT_DONE && wait)
+		result = await_acknowledgement(&patience);
+	if (result != RS_WAIT_DONE)
+		return result;
+	rs_delay_outcome(&outcome);
+	if (outcome.refused)
+		return RS_WAIT_REFUSED;
+
+	/* Without WAL of its own a commit is never waited for (xact.c,
+	 * RecordTransactionCommit), and a crash could undo what was announced. */
+	if (XactLastRecEnd == 0)
+		ForceSyncCommit();
+	result = publish ? take_publication(&patience) :
+		take_place(start, rs_announce_size(start), &patience);
+
+	/* The main lane is full for too long: nothing is lost, the delay messages announce it. */
+	if ((result == RS_WAIT_DOWN || result == RS_WAIT_TIMEOUT) && wait)
+	{
+		rs_stats_add(RS_COUNT_PASSED, 1);
+		result = RS_WAIT_DONE;
+	}
+	return result;
+}
+
+void
+rs_announce(size_t start, bool publish)
+{
+	RsWaitResult result = announce(start, publish);
+
+	if (result != RS_WAIT_DONE)
+		outage(result);
+}

@@ -1,0 +1,55 @@
+/*
+ * current.h
+ *	  The running transaction, and how its records are announced.  For the files
+ *	  of this directory.
+ */
+#ifndef RS_TRANSACTION_CURRENT_H
+#define RS_TRANSACTION_CURRENT_H
+
+#include "transaction/log.h"
+
+#define RS_CHUNK_SIZE (64 * 1024)	/* bytes of delay messages sent at a time */
+#define RS_CHUNKS_UNDER_WAY 2	/* of one transaction: what others may queue behind */
+
+typedef enum RsStage
+{
+	RS_STAGE_NONE,				/* no record so far */
+	RS_STAGE_OPEN,				/* records are collected */
+	RS_STAGE_PLACED				/* committing: a record goes at once */
+} RsStage;
+
+typedef struct RsCurrent
+{
+	RsStage		stage;
+	RsLog	   *log;
+	bool		large;			/* records were forgotten */
+	bool		skipping;		/* an outage, and on_outage = skip: nothing is sent any more */
+	uint64		captured;
+	uint64		skipped;
+	RsEntryNumber sent[RS_CHUNKS_UNDER_WAY];	/* the last chunks' entries, a ring */
+	uint64		nsent;
+	char	   *buffer;			/* for encoding */
+	size_t		buffer_size;
+} RsCurrent;
+
+extern RsCurrent rs_current;
+
+/* Bytes of the main messages of the records from a position of the log on. */
+extern size_t rs_announce_size(size_t start);
+
+/*
+ * Streams the delay messages of all records that have none yet, while the
+ * transaction runs.  On failure applies redstream.on_outage: raises io_error,
+ * or warns and gives this transaction's messages up.
+ */
+extern void rs_announce_early(void);
+
+/*
+ * Everything that comes before the commit: delay messages of all records
+ * acknowledged, a place in the main lane taken for those from "start" on.  With
+ * "publish" the place is one for the whole transaction, from its delay
+ * messages.  On failure as rs_announce_early().
+ */
+extern void rs_announce(size_t start, bool publish);
+
+#endif							/* RS_TRANSACTION_CURRENT_H */
