@@ -1,6 +1,8 @@
 -- redstream 1.0
 \echo Use "CREATE EXTENSION redstream" to load this file. \quit
 
+COMMENT ON SCHEMA redstream IS 'redstream: announces row changes over Redis streams';
+
 -- ---- capturing ---------------------------------------------------------------
 
 CREATE FUNCTION redstream.capture() RETURNS trigger
@@ -17,7 +19,7 @@ CREATE FUNCTION redstream.attach(
     RETURNS void
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_attach';
 COMMENT ON FUNCTION redstream.attach(regclass, text, text[], text[], interval) IS
-'Announces every committed change of the table from now on; replaces an earlier attachment. stream: default the table''s name. payload: columns of the JSON object, default the primary key. columns: announce an UPDATE only if one of these changed. delay: age at which this stream''s delay messages are moved. Raises an error for a table that is not the caller''s, has no primary key and no payload, or is no ordinary or partitioned table.';
+'Announces every committed change of the table from now on; replaces an earlier attachment. stream: default the table''s name. payload: columns of the JSON object, default the primary key. columns: announce an UPDATE only if one of these, or the key in the payload, changed. delay: age at which this stream''s delay messages are moved. Raises an error for a table that is not the caller''s, has no primary key and no payload, or is no ordinary or partitioned table.';
 
 CREATE FUNCTION redstream.detach(target regclass) RETURNS boolean
     STRICT
@@ -114,6 +116,9 @@ COMMENT ON COLUMN redstream.stats.errors IS 'Connections lost and commands refus
 -- ---- privileges ------------------------------------------------------------------
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA redstream FROM PUBLIC;
+-- Whoever makes a partition of an attached table is asked for it. To name the
+-- function in a trigger of one's own takes USAGE on the schema.
+GRANT EXECUTE ON FUNCTION redstream.capture() TO PUBLIC;
 GRANT USAGE ON SCHEMA redstream TO pg_monitor;
 GRANT SELECT ON redstream.stats TO pg_monitor;
 GRANT EXECUTE ON FUNCTION redstream.stats_row() TO pg_monitor;

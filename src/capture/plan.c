@@ -227,6 +227,7 @@ compile(RsPlan *plan, Trigger *trigger, Relation relation)
 	RsAttachment *attachment = rs_capture_read_arguments(trigger->tgnargs, trigger->tgargs);
 	List	   *key = rs_capture_primary_key(relation);
 	List	   *payload = key;
+	List	   *watched;
 	RsError		error;
 
 	if (attachment->payload != NIL)
@@ -238,7 +239,10 @@ compile(RsPlan *plan, Trigger *trigger, Relation relation)
 						RelationGetRelationName(relation)),
 				 errhint("Add one, call redstream.attach() again with a payload, or redstream.detach().")));
 	compile_payload(plan, relation, payload);
-	compile_watched(plan, find_columns(relation, attachment->columns));
+	watched = find_columns(relation, attachment->columns);
+	if (watched != NIL)
+		watched = list_concat_unique_int(watched, list_intersection_int(payload, key));
+	compile_watched(plan, watched);
 	plan->repeatable = list_difference_int(payload, key) == NIL;
 	plan->stream_name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
 	if (!rs_redis_stream_name_check(plan->stream_name, &error))
@@ -273,6 +277,22 @@ create_cache(void)
 	CacheRegisterRelcacheCallback(on_invalidation, (Datum) 0);
 }
 
+/* Forgets what an invalidation has hit: plans of triggers and tables that may be gone. */
+static void
+sweep(void)
+{
+	HASH_SEQ_STATUS scan;
+	RsPlan	   *plan;
+
+	hash_seq_init(&scan, plans);
+	while ((plan = hash_seq_search(&scan)) != NULL)
+		if (!plan->valid)
+		{
+			MemoryContextDelete(plan->context);
+			(void) hash_search(plans, &plan->key, HASH_REMOVE, NULL);
+		}
+}
+
 RsPlan *
 rs_plan_get(TriggerData *trigger)
 {
@@ -280,7 +300,6 @@ rs_plan_get(TriggerData *trigger)
 	RsPlan	   *plan;
 	RsPlan		fresh;
 	MemoryContext old;
-	bool		found;
 
 	if (plans == NULL)
 		create_cache();
@@ -298,9 +317,8 @@ rs_plan_get(TriggerData *trigger)
 		compile(&fresh, trigger->tg_trigger, trigger->tg_relation);
 		MemoryContextSwitchTo(old);
 		fresh.valid = true;
-		plan = hash_search(plans, &key, HASH_ENTER, &found);
-		if (found)
-			MemoryContextDelete(plan->context);
+		sweep();
+		plan = hash_search(plans, &key, HASH_ENTER, NULL);
 		*plan = fresh;
 		MemoryContextSetParent(plan->context, CacheMemoryContext);
 	}

@@ -5,6 +5,7 @@
 #	my $node = new_node('main', $redis, 'redstream.delay' => '1s');
 #	$node->safe_psql('postgres', q{...});
 #	wait_until('the message', sub { $redis->payloads('redstream:stream:t') });
+#	is_deeply([ announced($node, $redis, 't', q{INSERT ...}) ], ['{"id":1}']);
 #
 # PostgreSQL::Test::Cluster documents what a node can do, Redstream::Redis what
 # a Redis can.
@@ -21,7 +22,9 @@ use PostgreSQL::Test::Utils;
 use Redstream::Redis;
 use Time::HiRes qw(sleep time);
 
-our @EXPORT = qw(new_redis new_node wait_until);
+my %settling;					# nodes that have what settle() needs
+
+our @EXPORT = qw(new_redis new_node wait_until reconfigure stats sender_pid sessions_waiting crashes settle take announced);
 
 # Starts a Redis, with options as in redis.conf.
 sub new_redis
@@ -75,6 +78,114 @@ sub wait_until
 		sleep $pause;
 		$pause *= 1.5 if $pause < 0.1;
 	}
+}
+
+# Changes settings and waits until the postmaster has read them: new sessions
+# have them, and running processes are told.
+sub reconfigure
+{
+	my ($node, %settings) = @_;
+	my $loaded = $node->safe_psql('postgres', 'SELECT pg_conf_load_time()');
+
+	$node->safe_psql('postgres', 'ALTER SYSTEM SET ' . _setting($_, $settings{$_}))
+	  foreach sort keys %settings;
+	$node->reload;
+	$node->poll_query_until('postgres', "SELECT pg_conf_load_time() > '$loaded'")
+	  or croak 'the settings were not read';
+	return;
+}
+
+# The row of redstream.stats, a hash; booleans are 1 and 0.
+sub stats
+{
+	my ($node) = @_;
+	my $row = $node->safe_psql('postgres',
+		q{SELECT key, value FROM redstream.stats, json_each_text(row_to_json(stats))});
+	my %stats;
+
+	foreach my $line (split /\n/, $row)
+	{
+		my ($key, $value) = split /\|/, $line, 2;
+		$stats{$key} = $value eq 'true' ? 1 : $value eq 'false' ? 0 : $value;
+	}
+	return \%stats;
+}
+
+# The sender's process id, undef if there is none.  It is not connected to a
+# database, and so not in pg_stat_activity.
+sub sender_pid
+{
+	my ($node) = @_;
+	my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
+
+	foreach my $process (glob '/proc/[0-9]*')
+	{
+		my $title = eval { slurp_file("$process/cmdline") } || '';
+		next unless $title =~ /^postgres: .*redstream sender/;
+		my $stat = eval { slurp_file("$process/stat") } || '';
+		return $1 if $stat =~ /^(\d+) .*\) \S $postmaster /;
+	}
+	return undef;    ## no critic (ProhibitExplicitReturnUndef)
+}
+
+# Number of sessions that wait for Redis, or for a lock that one of them holds.
+sub sessions_waiting
+{
+	my ($node) = @_;
+	return $node->safe_psql('postgres', q{
+		SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type = 'client backend' AND wait_event_type IN ('Extension', 'Lock')});
+}
+
+# Lines of the server log, from an offset on, that tell of a crash or a panic.
+sub crashes
+{
+	my ($node, $offset) = @_;
+	return grep { /PANIC|TRAP:|terminated by signal|was terminated by exception/ }
+	  split /\n/, slurp_file($node->logfile, $offset);
+}
+
+# Returns when everything committed before has arrived on the main streams,
+# which the sender fills in the order of the commits: one more message, on a
+# stream of its own, has arrived.
+sub settle
+{
+	my ($node, $redis) = @_;
+
+	$node->safe_psql('postgres', q{
+		CREATE TABLE redstream_settled (id bigserial PRIMARY KEY);
+		SELECT redstream.attach('redstream_settled')})
+	  unless $settling{ $node->name }++;
+	my ($id, $key) = split /\|/, $node->safe_psql('postgres', q{
+		INSERT INTO redstream_settled DEFAULT VALUES
+		RETURNING id, redstream.stream_key('redstream_settled')});
+	wait_until("message $id of settle()", sub {
+		grep { $_ eq qq({"id":$id}) } $redis->payloads($key);
+	});
+	$redis->command('DEL', $key, "$key.delay");
+	return;
+}
+
+# Takes a stream's entries out of Redis: [id, {field => value}], oldest first.
+sub take
+{
+	my ($redis, $key) = @_;
+	my @entries = $redis->entries($key);
+	$redis->command('DEL', $key);
+	return @entries;
+}
+
+# Runs SQL, which must succeed, and returns the payloads that it brought to the
+# stream, oldest first.  Both kinds of messages are taken out of Redis.
+sub announced
+{
+	my ($node, $redis, $stream, $sql, $database) = @_;
+	my $key = "redstream:stream:$stream";
+
+	$node->safe_psql(defined $database ? $database : 'postgres', $sql);
+	settle($node, $redis);
+	$redis->command('DEL', "$key.delay");
+	return map { $_->[1]{payload} } take($redis, $key);
 }
 
 1;
