@@ -128,7 +128,7 @@ queue_delay(void)
 	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->delay.head);
 
 	pg_read_barrier();
-	while (next_delay < head && may_queue(MAIN_RESERVE))
+	while (next_delay < head && rs_link_serves(&rs_shared->delay) && may_queue(MAIN_RESERVE))
 		queue_entry(&rs_shared->delay, next_delay++, false);
 }
 
@@ -174,7 +174,8 @@ queue_main(void)
 
 	pg_read_barrier();
 	pass_at = RS_FOREVER;
-	while (next_main < head && !publishing && may_queue(0) && main_bytes < MAIN_WINDOW)
+	while (next_main < head && !publishing && main_bytes < MAIN_WINDOW &&
+		   rs_link_serves(&rs_shared->main) && may_queue(0))
 	{
 		RsEntry    *entry = rs_lane_entry(&rs_shared->main, next_main);
 		RsEntryState state = judge_place(entry, next_main);
@@ -182,7 +183,8 @@ queue_main(void)
 		if (state == RS_ENTRY_OPEN)
 			break;
 		pg_read_barrier();
-		if (state == RS_ENTRY_READY && entry->kind == RS_ENTRY_PUBLICATION)
+		if (state == RS_ENTRY_READY && entry->kind == RS_ENTRY_PUBLICATION &&
+			!rs_link_is_hopeless(&rs_shared->main, next_main))
 		{
 			publishing = true;
 			published = next_main;
@@ -201,7 +203,9 @@ complete(const RsFlight *flight)
 {
 	if (flight->kind == RS_FLIGHT_COPY)
 	{
-		rs_publication_copied();
+		/* A long publication need not be over to count as a recovery. */
+		if (rs_publication_copied())
+			rs_link_absolve(&rs_shared->main, published);
 		return;
 	}
 	main_bytes -= flight->counted;

@@ -58,8 +58,8 @@ extern void rs_publication_range(RsFlight *flight);
 /* Takes the reply to it and makes the XADDs, possibly none; afterwards either another range
  * is due, or the publication is not active any more. */
 extern void rs_publication_receive(const RsReply *reply, RsFlight *flight);
-/* Redis has acknowledged the XADDs. */
-extern void rs_publication_copied(void);
+/* Redis has acknowledged the XADDs; false if there were none. */
+extern bool rs_publication_copied(void);
 /* The connection is gone: whoever opens it again goes on behind the last
  * acknowledged copy. */
 extern void rs_publication_suspend(void);

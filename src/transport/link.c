@@ -160,6 +160,19 @@ suspect_is_pending(void)
 }
 
 bool
+rs_link_serves(const RsLane *lane)
+{
+	return !suspect_is_pending() || suspect.lane == lane;
+}
+
+void
+rs_link_absolve(const RsLane *lane, RsEntryNumber entry)
+{
+	if (suspect.lane == lane && suspect.entry == entry)
+		suspect.lane = NULL;
+}
+
+bool
 rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry)
 {
 	return suspect.lane == lane && suspect.entry == entry && suspect.tries >= SUSPECT_TRIES;

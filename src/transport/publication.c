@@ -134,10 +134,11 @@ rs_publication_suspend(void)
 	publication.active = false;
 }
 
-void
+bool
 rs_publication_copied(void)
 {
 	publication.acknowledged = publication.queued;
+	return publication.copies.len > 0;
 }
 
 static void

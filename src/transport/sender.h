@@ -35,6 +35,11 @@ extern void rs_link_give_up(const char *why, RsTrouble trouble);
  * working, unless what the last one failed with is still to come. */
 extern void rs_link_prove(void);
 extern bool rs_link_is_proven(void);
+/* May this lane be served?  Until the suspect of the last failure is acknowledged only its
+ * own lane may, or the other one would keep it from ever having its turn. */
+extern bool rs_link_serves(const RsLane *lane);
+/* The entry has made progress: it is not suspected any more. */
+extern void rs_link_absolve(const RsLane *lane, RsEntryNumber entry);
 /* Has the entry failed so often, alone on fresh connections, that it must be the cause? */
 extern bool rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry);
 /* For redstream.stats: counts an error and keeps its text. */

@@ -42,7 +42,6 @@ sub new
 		table => 'load',
 		rows => 100,
 		filler => 0,
-		namespace => '',
 		%options,
 		directory => File::Temp->newdir('load.XXXX', TMPDIR => 1),
 		clients => [],
@@ -61,7 +60,7 @@ sub new
 	return $self;
 }
 
-# ---- the clients ---------------------------------------------------------------
+# ---- the clients -------------------------------------------------------------
 
 # Starts clients.  "settings" hold for their sessions.
 sub start
@@ -217,13 +216,6 @@ sub errors
 	return map { /^(?:psql:\S* )?ERROR:\s+(.*)$/ ? $1 : () } $self->_output('err');
 }
 
-# The warnings that came with commits.
-sub warnings
-{
-	my ($self) = @_;
-	return map { /^(?:psql:\S* )?WARNING:\s+(.*)$/ ? $1 : () } $self->_output('err');
-}
-
 # Seconds that the slowest statement took, failed or not.
 sub slowest
 {
@@ -238,7 +230,7 @@ sub slowest
 	return $slowest / 1000;
 }
 
-# ---- what came of it -------------------------------------------------------------
+# ---- what came of it ---------------------------------------------------------
 
 # Number of committed updates.
 sub committed
@@ -258,12 +250,11 @@ sub truth
 sub _messages
 {
 	my ($self, $suffix) = @_;
-	my $key = ($self->{namespace} ? "$self->{namespace}:" : '')
-	  . "redstream:stream:$self->{table}$suffix";
 	my @messages;
 
 	# far too many to be parsed one by one
-	my $text = $self->{redis}->cli('--raw', 'XRANGE', $key, '-', '+');
+	my $text = $self->{redis}
+	  ->cli('--raw', 'XRANGE', "redstream:stream:$self->{table}$suffix", '-', '+');
 	push @messages, [ $1, $2 ] while $text =~ /^\{"id":(\d+),"n":(\d+)[,}]/mg;
 	return @messages;
 }
@@ -287,7 +278,7 @@ sub settle
 # Updates in the table, or reported as committed, that none of these messages
 # announces.  At most ten are returned, here and below: a failing test should stay
 # readable.
-sub _missing
+sub missing
 {
 	my ($self, @messages) = @_;
 	my $truth = $self->truth;
@@ -305,14 +296,14 @@ sub _missing
 sub lost
 {
 	my ($self) = @_;
-	return $self->_missing($self->main_messages, $self->delay_messages);
+	return $self->missing($self->main_messages, $self->delay_messages);
 }
 
 # Those that the main stream does not have.
 sub unannounced
 {
 	my ($self) = @_;
-	return $self->_missing($self->main_messages);
+	return $self->missing($self->main_messages);
 }
 
 # Updates that reported their commit and are not in the table.
