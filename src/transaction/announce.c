@@ -80,7 +80,7 @@ encode_chunk(size_t *position, uint32 *records, size_t *length)
 		const RsRecord *record = (const RsRecord *) (log->data + end);
 		size_t		more = rs_stream_delay_size(record);
 
-		if (size > 0 && size + more > RS_CHUNK_SIZE)
+		if (size > 0 && size + more > rs_lane_entry_limit())
 			break;
 		size += more;
 		end += RS_RECORD_SIZE(record->length);
@@ -127,6 +127,7 @@ stream_records(RsPatience *patience)
 		rs_current.nsent++;
 		log->streamed = position;
 	}
+	rs_current.unsent = 0;
 	return RS_WAIT_DONE;
 }
 

@@ -24,6 +24,7 @@ typedef struct RsCurrent
 	RsLog	   *log;
 	bool		large;			/* records were forgotten */
 	bool		skipping;		/* an outage, and on_outage = skip: nothing is sent any more */
+	size_t		unsent;			/* bytes of delay messages to be streamed, at most */
 	uint64		captured;
 	uint64		skipped;
 	RsEntryNumber sent[RS_CHUNKS_UNDER_WAY];	/* the last chunks' entries, a ring */

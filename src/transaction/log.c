@@ -145,7 +145,7 @@ list_xid(RsLog *log, RsMark *mark, uint64 xid)
 	mark->listed = xid;
 }
 
-void
+const RsRecord *
 rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 			  const char *payload, size_t length)
 {
@@ -181,6 +181,7 @@ rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 	memcpy(record + 1, payload, length);
 	log->used = needed;
 	log->largest = Max(log->largest, record->length);
+	return record;
 }
 
 void

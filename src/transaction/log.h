@@ -62,9 +62,10 @@ extern RsLog *rs_log_create(MemoryContext parent);
 /* Was an equal record appended not long ago, and is it still there? */
 extern bool rs_log_has(const RsLog *log, int stream, const char *payload, size_t length);
 
-/* Appends a record made at this nesting level by this (sub)transaction. */
-extern void rs_log_append(RsLog *log, int level, uint64 xid, int stream,
-						  const char *payload, size_t length);
+/* Appends a record made at this nesting level by this (sub)transaction; it stays where
+ * it is until the next one. */
+extern const RsRecord *rs_log_append(RsLog *log, int level, uint64 xid, int stream,
+									 const char *payload, size_t length);
 
 /* Forgets the records, all of which must be streamed. */
 extern void rs_log_forget(RsLog *log);

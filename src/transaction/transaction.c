@@ -18,6 +18,7 @@
 #include "settings.h"
 #include "stats.h"
 #include "transaction/current.h"
+#include "transaction/stream.h"
 #include "transaction/transaction.h"
 
 /* How far the transaction itself is, whether or not it has records. */
@@ -89,11 +90,27 @@ rs_transaction_check_size(size_t length)
 				 errhint("Announce fewer columns, or increase redstream.queue_size.")));
 }
 
+/* Makes the log forget what it has when the next record would make it too large. */
+static void
+limit_log(size_t length)
+{
+	RsLog	   *log = rs_current.log;
+	size_t		limit = (size_t) rs_transaction_buffer * 1024;
+
+	if (log->used == 0 || log->used + RS_RECORD_SIZE(length) <= limit)
+		return;
+	rs_announce_early();
+	if (rs_current.skipping)
+		return;
+	rs_log_forget(log);
+	rs_current.large = true;
+}
+
 void
 rs_transaction_record(int stream, const char *payload, size_t length, bool repeatable)
 {
+	const RsRecord *record;
 	RsLog	   *log;
-	size_t		buffer_limit = (size_t) rs_transaction_buffer * 1024;
 
 	rs_transaction_check_size(length);
 	if (phase == RS_PHASE_PREPARING)
@@ -104,26 +121,20 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 	if (repeatable && !rs_current.skipping && rs_log_has(log, stream, payload, length))
 		return;
 	rs_current.captured++;
+	if (rs_current.stage == RS_STAGE_OPEN && !rs_current.skipping)
+		limit_log(length);
 	if (rs_current.skipping)
 	{
-		rs_current.skipped++;
+		rs_current.skipped = rs_current.captured;
 		return;
 	}
-	if (log->used > 0 && log->used + RS_RECORD_SIZE(length) > buffer_limit &&
-		rs_current.stage == RS_STAGE_OPEN)
-	{
-		rs_announce_early();
-		if (rs_current.skipping)
-			return;
-		rs_log_forget(log);
-		rs_current.large = true;
-	}
-	rs_log_append(log, GetCurrentTransactionNestLevel(),
-				  U64FromFullTransactionId(GetCurrentFullTransactionId()),
-				  stream, payload, length);
+	record = rs_log_append(log, GetCurrentTransactionNestLevel(),
+						   U64FromFullTransactionId(GetCurrentFullTransactionId()),
+						   stream, payload, length);
+	rs_current.unsent += rs_stream_delay_size(record);
 	if (rs_current.stage == RS_STAGE_PLACED)
 		rs_announce(log->used - RS_RECORD_SIZE(length), false);
-	else if (log->used - log->streamed >= RS_CHUNK_SIZE)
+	else if (rs_current.unsent >= RS_CHUNK_SIZE)
 		rs_announce_early();
 }
 
