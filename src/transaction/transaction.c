@@ -153,7 +153,7 @@ finish(bool committed)
 	if (committed && rs_current.skipped > 0)
 		rs_stats_add(RS_COUNT_SKIPPED, rs_current.skipped);
 	rs_transport_set_busy(false);
-	rs_sender_wake();
+	rs_main_resolved();
 	rs_current.stage = RS_STAGE_NONE;
 	rs_current.log = NULL;
 }

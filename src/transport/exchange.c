@@ -14,6 +14,7 @@
 
 #define MAIN_WINDOW (128 * 1024)	/* bytes of main messages under way: what a
 									 * delay message may have to queue behind */
+#define POLL_INTERVAL 1000		/* microseconds between two looks at an open place */
 #define MAIN_RESERVE 512		/* flights that delay messages leave to main messages */
 
 static RsEntryNumber next_delay;	/* first entries that are not under way */
@@ -22,7 +23,7 @@ static size_t main_bytes;		/* of main messages under way */
 static bool publishing;			/* nothing of the main lane may be queued behind ... */
 static RsEntryNumber published; /* ... this publication until it is acknowledged */
 static uint64 heard_at;			/* the last sign of Redis, or the first command after none */
-static uint64 pass_at = RS_FOREVER; /* when the first open place is passed */
+static uint64 look_at = RS_FOREVER; /* when to look at the first open place again */
 
 void
 rs_exchange_rewind(void)
@@ -143,7 +144,7 @@ judge_place(RsEntry *entry, RsEntryNumber number)
 		return RS_TAG_STATE(tag);
 	if (rs_now() < deadline)
 	{
-		pass_at = deadline;
+		look_at = Min(deadline, rs_now() + POLL_INTERVAL);
 		return RS_ENTRY_OPEN;
 	}
 	if (!pg_atomic_compare_exchange_u64(&entry->tag, &tag, RS_TAG(number, RS_ENTRY_PASSED)))
@@ -167,13 +168,21 @@ continue_publication(void)
 		queue_entry(&rs_shared->main, next_main++, true);
 }
 
+/*
+ * An open place is looked at again soon, and its transaction need not wake us: under
+ * load a wake-up for every commit costs more than all else here.
+ */
 static void
 queue_main(void)
 {
-	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->main.head);
+	RsEntryNumber head;
 
+	/* Told before the look: whoever ends a place after it sees that it must wake us. */
+	pg_atomic_write_u32(&rs_shared->polling, false);
+	pg_memory_barrier();
+	head = pg_atomic_read_u64(&rs_shared->main.head);
 	pg_read_barrier();
-	pass_at = RS_FOREVER;
+	look_at = RS_FOREVER;
 	while (next_main < head && !publishing && main_bytes < MAIN_WINDOW &&
 		   rs_link_serves(&rs_shared->main) && may_queue(0))
 	{
@@ -194,6 +203,7 @@ queue_main(void)
 		else
 			queue_entry(&rs_shared->main, next_main++, state != RS_ENTRY_READY);
 	}
+	pg_atomic_write_u32(&rs_shared->polling, look_at != RS_FOREVER);
 }
 
 /* ---- replies ------------------------------------------------------------------------ */
@@ -349,5 +359,5 @@ rs_exchange_check_silence(void)
 uint64
 rs_exchange_due(void)
 {
-	return Min(pass_at, silence_at());
+	return Min(look_at, silence_at());
 }

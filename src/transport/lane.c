@@ -125,6 +125,15 @@ rs_delay_wait(RsEntryNumber entry, RsPatience *patience)
 	return result;
 }
 
+static void
+wake_sender(void)
+{
+	uint32		process = pg_atomic_read_u32(&rs_shared->sender);
+
+	if (process != RS_NO_PROCESS)
+		SetLatch(&ProcGlobal->allProcs[process].procLatch);
+}
+
 /* ---- appending ----------------------------------------------------------- */
 
 /* What an appender brings. */
@@ -204,8 +213,6 @@ append(RsLane *lane, const RsFreight *freight, RsPatience *patience, RsEntryNumb
 		}
 		ConditionVariableCancelSleep();
 	}
-	if (result == RS_WAIT_DONE)
-		rs_sender_wake();
 	return result;
 }
 
@@ -215,9 +222,14 @@ rs_delay_append(const char *data, size_t length, uint32 commands,
 {
 	RsFreight	freight = {data, length, commands, RS_ENTRY_COMMANDS, RS_ENTRY_READY};
 
+	RsWaitResult result;
+
 	if (known_down())
 		return RS_WAIT_DOWN;
-	return append(&rs_shared->delay, &freight, patience, entry);
+	result = append(&rs_shared->delay, &freight, patience, entry);
+	if (result == RS_WAIT_DONE)
+		wake_sender();
+	return result;
 }
 
 RsWaitResult
@@ -291,12 +303,11 @@ rs_main_resolve(RsEntryNumber place, bool committed)
 }
 
 void
-rs_sender_wake(void)
+rs_main_resolved(void)
 {
-	uint32		process = pg_atomic_read_u32(&rs_shared->sender);
-
-	if (process != RS_NO_PROCESS)
-		SetLatch(&ProcGlobal->allProcs[process].procLatch);
+	pg_memory_barrier();		/* the tags, then whether the sender will look by itself */
+	if (pg_atomic_read_u32(&rs_shared->polling) == 0)
+		wake_sender();
 }
 
 void

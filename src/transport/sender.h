@@ -56,7 +56,7 @@ extern void rs_exchange_send(void);
 extern void rs_exchange_receive(void);
 /* Gives the connection up if Redis has been silent for too long. */
 extern void rs_exchange_check_silence(void);
-/* When that, or passing an open place, is due; RS_FOREVER: not at all. */
+/* When that, or a look at an open place, is due; RS_FOREVER: not at all. */
 extern uint64 rs_exchange_due(void);
 /* The connection is gone: everything not acknowledged is to be sent again. */
 extern void rs_exchange_rewind(void);

@@ -87,6 +87,7 @@ typedef struct RsShared
 {
 	pg_atomic_uint32 link;		/* RsLink; written by the sender */
 	pg_atomic_uint32 sender;	/* process number, or RS_NO_PROCESS */
+	pg_atomic_uint32 polling;	/* the sender looks at open places by itself, soon */
 	pg_atomic_uint64 progress;	/* when Redis last acknowledged something */
 	slock_t		mutex;			/* guards what follows; the sender writes */
 	TimestampTz since;

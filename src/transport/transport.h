@@ -119,11 +119,11 @@ extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsSt
 
 /*
  * Says how the transaction of a place ended.  One atomic exchange: does not
- * throw, allocate or wait; for commit and abort callbacks.  Tell the sender
- * afterwards, once for all places.
+ * throw, allocate or wait; for commit and abort callbacks.  Afterwards, once for
+ * all places, rs_main_resolved() tells the sender.
  */
 extern void rs_main_resolve(RsEntryNumber place, bool committed);
-extern void rs_sender_wake(void);
+extern void rs_main_resolved(void);
 
 /* Marks this process as having (or no more having) a captured transaction
  * open, which a sender that shuts down waits for.  Does not throw. */
