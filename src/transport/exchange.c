@@ -20,6 +20,7 @@
 static RsEntryNumber next_delay;	/* first entries that are not under way */
 static RsEntryNumber next_main;
 static size_t main_bytes;		/* of main messages under way */
+static uint32 delay_flights;	/* delay entries under way */
 static bool publishing;			/* nothing of the main lane may be queued behind ... */
 static RsEntryNumber published; /* ... this publication until it is acknowledged */
 static uint64 heard_at;			/* the last sign of Redis, or the first command after none */
@@ -33,6 +34,7 @@ rs_exchange_rewind(void)
 	next_delay = pg_atomic_read_u64(&rs_shared->delay.tail);
 	next_main = pg_atomic_read_u64(&rs_shared->main.tail);
 	main_bytes = 0;
+	delay_flights = 0;
 	publishing = false;
 }
 
@@ -120,6 +122,7 @@ queue_entry(RsLane *lane, RsEntryNumber number, bool empty)
 		flight.counted = lane == &rs_shared->main ? entry->length : 0;
 		main_bytes += flight.counted;
 	}
+	delay_flights += is_delay(&flight);
 	queue_flight(&flight);
 }
 
@@ -168,19 +171,11 @@ continue_publication(void)
 		queue_entry(&rs_shared->main, next_main++, true);
 }
 
-/*
- * An open place is looked at again soon, and its transaction need not wake us: under
- * load a wake-up for every commit costs more than all else here.
- */
 static void
 queue_main(void)
 {
-	RsEntryNumber head;
+	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->main.head);
 
-	/* Told before the look: whoever ends a place after it sees that it must wake us. */
-	pg_atomic_write_u32(&rs_shared->polling, false);
-	pg_memory_barrier();
-	head = pg_atomic_read_u64(&rs_shared->main.head);
 	pg_read_barrier();
 	look_at = RS_FOREVER;
 	while (next_main < head && !publishing && main_bytes < MAIN_WINDOW &&
@@ -203,7 +198,6 @@ queue_main(void)
 		else
 			queue_entry(&rs_shared->main, next_main++, state != RS_ENTRY_READY);
 	}
-	pg_atomic_write_u32(&rs_shared->polling, look_at != RS_FOREVER);
 }
 
 /* ---- replies ------------------------------------------------------------------------ */
@@ -219,6 +213,7 @@ complete(const RsFlight *flight)
 		return;
 	}
 	main_bytes -= flight->counted;
+	delay_flights -= is_delay(flight);
 	if (publishing && flight->lane == &rs_shared->main && flight->entry == published)
 		publishing = false;
 	rs_lane_acknowledge(flight->lane, flight->entry);
@@ -319,12 +314,29 @@ rs_exchange_receive(void)
 
 /* ---- both ----------------------------------------------------------------------------- */
 
+/*
+ * Under load a wake-up for every entry and every commit would cost more than all
+ * else here.  While Redis owes an answer to delay messages, what comes meanwhile
+ * leaves together when it is there; and an open place is looked at again soon.
+ */
+static void
+promise_attention(void)
+{
+	RsAttention attention = delay_flights > 0 ? RS_ATTENTION_REPLY :
+		look_at != RS_FOREVER ? RS_ATTENTION_SOON : RS_ATTENTION_NONE;
+
+	pg_atomic_write_u32(&rs_shared->attention, attention);
+}
+
 void
 rs_exchange_send(void)
 {
 	RsEntryNumber before;
 	RsError		error;
 
+	/* Before the look at the lanes: whoever changes them after it sees that it must wake us. */
+	pg_atomic_write_u32(&rs_shared->attention, RS_ATTENTION_NONE);
+	pg_memory_barrier();
 	do
 	{
 		before = next_main;
@@ -337,6 +349,8 @@ rs_exchange_send(void)
 		rs_link_prove();
 	if (!rs_flights_write(rs_link_connection(), &error))
 		rs_link_give_up(error.text, RS_TROUBLE_ENTRY);
+	else
+		promise_attention();
 }
 
 static uint64

@@ -18,6 +18,7 @@
 
 #define BYTES_PER_ENTRY 128		/* of lane for each entry of its ring: one short message */
 #define ENTRIES_PER_LANE 4		/* of the greatest size still fit into a lane */
+#define SMALL_ENTRY 8192		/* bytes that may wait for others, to leave together */
 #define CAP_FACTOR 10			/* a wait's total cap, in timeouts */
 
 size_t
@@ -125,12 +126,14 @@ rs_delay_wait(RsEntryNumber entry, RsPatience *patience)
 	return result;
 }
 
+/* Wakes the sender after a change of a lane, unless it pays that much attention. */
 static void
-wake_sender(void)
+wake_sender(RsAttention enough)
 {
 	uint32		process = pg_atomic_read_u32(&rs_shared->sender);
 
-	if (process != RS_NO_PROCESS)
+	pg_memory_barrier();		/* the change, then whether the sender will look by itself */
+	if (pg_atomic_read_u32(&rs_shared->attention) < enough && process != RS_NO_PROCESS)
 		SetLatch(&ProcGlobal->allProcs[process].procLatch);
 }
 
@@ -228,7 +231,7 @@ rs_delay_append(const char *data, size_t length, uint32 commands,
 		return RS_WAIT_DOWN;
 	result = append(&rs_shared->delay, &freight, patience, entry);
 	if (result == RS_WAIT_DONE)
-		wake_sender();
+		wake_sender(length < SMALL_ENTRY ? RS_ATTENTION_REPLY : RS_ATTENTION_NOW);
 	return result;
 }
 
@@ -305,9 +308,7 @@ rs_main_resolve(RsEntryNumber place, bool committed)
 void
 rs_main_resolved(void)
 {
-	pg_memory_barrier();		/* the tags, then whether the sender will look by itself */
-	if (pg_atomic_read_u32(&rs_shared->polling) == 0)
-		wake_sender();
+	wake_sender(RS_ATTENTION_SOON);
 }
 
 void

@@ -65,7 +65,7 @@ init_shared(void)
 	LWLockRegisterTranche(tranche, "redstream_lane");
 	pg_atomic_init_u32(&rs_shared->link, RS_LINK_UNKNOWN);
 	pg_atomic_init_u32(&rs_shared->sender, RS_NO_PROCESS);
-	pg_atomic_init_u32(&rs_shared->polling, 0);
+	pg_atomic_init_u32(&rs_shared->attention, RS_ATTENTION_NONE);
 	pg_atomic_init_u64(&rs_shared->progress, 0);
 	SpinLockInit(&rs_shared->mutex);
 	rs_shared->since = 0;

@@ -71,6 +71,16 @@ typedef enum RsLink
 	RS_LINK_DOWN				/* known to be away */
 } RsLink;
 
+/* When the sender will look at the lanes without being woken. */
+typedef enum RsAttention
+{
+	RS_ATTENTION_NONE,			/* not at all */
+	RS_ATTENTION_SOON,			/* within a millisecond: good enough for the end of a place */
+	RS_ATTENTION_REPLY,			/* when the next reply to a delay message comes: good
+								 * enough for a small one */
+	RS_ATTENTION_NOW			/* never promised */
+} RsAttention;
+
 #define RS_NO_PROCESS PG_UINT32_MAX
 
 /* One a backend, by process number. */
@@ -87,7 +97,7 @@ typedef struct RsShared
 {
 	pg_atomic_uint32 link;		/* RsLink; written by the sender */
 	pg_atomic_uint32 sender;	/* process number, or RS_NO_PROCESS */
-	pg_atomic_uint32 polling;	/* the sender looks at open places by itself, soon */
+	pg_atomic_uint32 attention; /* RsAttention; written by the sender */
 	pg_atomic_uint64 progress;	/* when Redis last acknowledged something */
 	slock_t		mutex;			/* guards what follows; the sender writes */
 	TimestampTz since;
