@@ -23,7 +23,7 @@ OBJS = \
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
-OWN_GOALS = check demo bench \
+OWN_GOALS = check demo bench bench-large \
 	unit clean help
 
 ifneq (,$(filter $(OWN_GOALS), $(MAKECMDGOALS)))
@@ -39,6 +39,9 @@ demo:
 
 bench:
 	@test/in-copy test/bench/run
+
+bench-large:
+	@test/in-copy test/bench/large
 
 unit:
 	$(MAKE) -C test/unit check
@@ -57,6 +60,7 @@ help:
 	@echo '                   TAP=test/t/001_*.pl                      only these TAP tests'
 	@echo 'make demo          see it work; needs nothing beforehand; KEEP=1 to play on'
 	@echo 'make bench         measure it; needs nothing beforehand'
+	@echo 'make bench-large   what one transaction of 5,000,000 rows costs itself and others'
 	@echo 'make unit          run the unit tests here'
 	@echo 'make clean         remove what was built'
 
