@@ -86,9 +86,8 @@ compare_int(const ListCell *a, const ListCell *b)
 	return lfirst_int(a) - lfirst_int(b);
 }
 
-/*
- * A partition may have its columns in another order than the root table, but announces in the root's.
- */
+/* A partition may have its columns in another order than the root table, but
+ * announces them in the root's. */
 List *
 rs_capture_primary_key(Relation relation)
 {

@@ -2,8 +2,9 @@
  * connection.c
  *	  A socket to Redis: bytes out, bytes in, and one command with its reply.
  *
- * hiredis opens the socket and parses what comes out of it (socket.c, reply.c).  The bytes are moved here, because hiredis' own functions copy all
- * output once more and let a broken connection raise SIGPIPE.
+ * hiredis opens the socket and parses what comes out of it (socket.c, reply.c).
+ * The bytes are moved here, because hiredis' own functions copy all output once
+ * more and let a broken connection raise SIGPIPE.
  */
 #include <errno.h>
 #include <limits.h>

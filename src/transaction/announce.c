@@ -213,8 +213,9 @@ take_publication(RsPatience *patience)
 		streams[nstreams++].stream_key = &rs_stream(member)->stream_key;
 	}
 	xids = rs_log_sorted_xids(log, &nxids);
-	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_stream_xact_field(), streams, nstreams,
-									  xids, nxids, log->largest, patience, place, &taken);
+	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_stream_xact_field(),
+									  streams, nstreams, xids, nxids, log->largest,
+									  patience, place, &taken);
 	if (taken)
 		log->nplaces++;
 	else if (result == RS_WAIT_DONE)
