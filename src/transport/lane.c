@@ -97,26 +97,30 @@ known_down(void)
 	return pg_atomic_read_u32(&rs_shared->link) == RS_LINK_DOWN;
 }
 
+/* May a wait go on, and for how many milliseconds?  RS_WAIT_DONE: yes. */
+static RsWaitResult
+may_wait(const RsPatience *patience, long *left)
+{
+	if (known_down())
+		return RS_WAIT_DOWN;
+	*left = patience_left(patience);
+	return *left > 0 ? RS_WAIT_DONE : RS_WAIT_TIMEOUT;
+}
+
 RsWaitResult
 rs_delay_wait(RsEntryNumber entry, RsPatience *patience)
 {
 	RsLane	   *lane = &rs_shared->delay;
 	RsSlot	   *slot = my_slot();
 	RsWaitResult result = RS_WAIT_DONE;
+	long		left;
 
 	/* Left set when an interrupt throws: costs a wake-up for nothing. */
 	pg_atomic_write_u64(&slot->awaited, entry + 1);
 	pg_memory_barrier();
-	while (pg_atomic_read_u64(&lane->tail) <= entry)
+	while (pg_atomic_read_u64(&lane->tail) <= entry &&
+		   (result = may_wait(patience, &left)) == RS_WAIT_DONE)
 	{
-		long		left = patience_left(patience);
-
-		if (known_down())
-			result = RS_WAIT_DOWN;
-		else if (left == 0)
-			result = RS_WAIT_TIMEOUT;
-		if (result != RS_WAIT_DONE)
-			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 left, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
@@ -197,23 +201,15 @@ static RsWaitResult
 append(RsLane *lane, const RsFreight *freight, RsPatience *patience, RsEntryNumber *number)
 {
 	RsWaitResult result = RS_WAIT_DONE;
+	long		left;
 
 	Assert(freight->length <= rs_lane_entry_limit());
 	if (!try_append(lane, freight, number))
 	{
 		ConditionVariablePrepareToSleep(&lane->space);
-		while (!try_append(lane, freight, number))
-		{
-			long		left = patience_left(patience);
-
-			if (known_down())
-				result = RS_WAIT_DOWN;
-			else if (left == 0)
-				result = RS_WAIT_TIMEOUT;
-			if (result != RS_WAIT_DONE)
-				break;
+		while (!try_append(lane, freight, number) &&
+			   (result = may_wait(patience, &left)) == RS_WAIT_DONE)
 			(void) ConditionVariableTimedSleep(&lane->space, left, PG_WAIT_EXTENSION);
-		}
 		ConditionVariableCancelSleep();
 	}
 	return result;
