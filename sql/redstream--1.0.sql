@@ -90,6 +90,10 @@ CREATE FUNCTION redstream.stats_row(
     OUT resent        bigint,
     OUT skipped       bigint,
     OUT passed        bigint,
+    OUT moved         bigint,
+    OUT dropped       bigint,
+    OUT trimmed       bigint,
+    OUT expired       bigint,
     OUT errors        bigint)
     VOLATILE
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_stats';
@@ -111,6 +115,10 @@ COMMENT ON COLUMN redstream.stats.acknowledged IS 'Main messages that Redis ackn
 COMMENT ON COLUMN redstream.stats.resent IS 'Messages that had to be written again, because their acknowledgement did not come.';
 COMMENT ON COLUMN redstream.stats.skipped IS 'Messages given up under redstream.on_outage = skip.';
 COMMENT ON COLUMN redstream.stats.passed IS 'Transactions whose commit took too long to keep others waiting: their delay messages announce them.';
+COMMENT ON COLUMN redstream.stats.moved IS 'Delay messages that were due and moved to their main stream.';
+COMMENT ON COLUMN redstream.stats.dropped IS 'Delay messages that were due and removed: rolled back or, with redstream.repeat = unconfirmed, known to be announced.';
+COMMENT ON COLUMN redstream.stats.trimmed IS 'Main messages that were trimmed.';
+COMMENT ON COLUMN redstream.stats.expired IS 'Of these, the ones that expired before every consumer had read them, counted once for each such consumer.';
 COMMENT ON COLUMN redstream.stats.errors IS 'Connections lost and commands refused.';
 
 -- ---- privileges ------------------------------------------------------------------

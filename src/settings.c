@@ -4,9 +4,12 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "miscadmin.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
+#include "utils/varlena.h"
 
 #include "settings.h"
 
@@ -14,6 +17,10 @@ char	   *rs_url;
 char	   *rs_password_file;
 char	   *rs_namespace;
 int			rs_timeout;
+int			rs_delay;
+int			rs_repeat;
+int			rs_trim_interval;
+char	   *rs_databases;
 bool		rs_wait_for_ack;
 int			rs_on_outage;
 int			rs_queue_size;
@@ -24,6 +31,12 @@ int			rs_namespace_generation;
 static const struct config_enum_entry outage_policies[] = {
 	{"error", RS_OUTAGE_ERROR, false},
 	{"skip", RS_OUTAGE_SKIP, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry repeat_policies[] = {
+	{"always", RS_REPEAT_ALWAYS, false},
+	{"unconfirmed", RS_REPEAT_UNCONFIRMED, false},
 	{NULL, 0, false}
 };
 
@@ -64,6 +77,20 @@ check_namespace(char **newval, void **extra, GucSource source)
 		return true;
 	GUC_check_errdetail("%s", error.text);
 	return false;
+}
+
+static bool
+check_databases(char **newval, void **extra, GucSource source)
+{
+	char	   *copy = pstrdup(*newval);
+	List	   *names;
+	bool		valid = SplitIdentifierString(copy, ',', &names);
+
+	if (!valid)
+		GUC_check_errdetail("List syntax is invalid.");
+	list_free(names);
+	pfree(copy);
+	return valid;
 }
 
 static void
@@ -128,11 +155,41 @@ define_transaction_settings(void)
 							 NULL, NULL, NULL);
 }
 
+/* What the background workers go by. */
+static void
+define_worker_settings(void)
+{
+	DefineCustomIntVariable("redstream.delay",
+							"Age at which a delay message is moved to the main stream.",
+							"A stream can have its own, see redstream.attach().",
+							&rs_delay, 5 * 60 * 1000, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomEnumVariable("redstream.repeat",
+							 "Which delay messages are announced when they are due.",
+							 "always: every one; unconfirmed: only one whose main message Redis has not acknowledged.",
+							 &rs_repeat, RS_REPEAT_ALWAYS, repeat_policies,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+	DefineCustomIntVariable("redstream.trim_interval",
+							"Time between two looks of the trimmer.",
+							NULL, &rs_trim_interval, 30 * 1000, 100, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomStringVariable("redstream.databases",
+							   "Databases that are served by a worker, separated by commas.",
+							   "Empty: every database with the extension.",
+							   &rs_databases, "",
+							   PGC_SIGHUP, 0,
+							   check_databases, NULL, NULL);
+}
+
 void
 rs_settings_define(bool preloading)
 {
 	define_connection_settings();
 	define_transaction_settings();
+	define_worker_settings();
 	if (preloading)
 		DefineCustomIntVariable("redstream.queue_size",
 								"Shared memory for each of the two queues to Redis.",

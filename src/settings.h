@@ -13,10 +13,20 @@ typedef enum RsOutagePolicy
 	RS_OUTAGE_SKIP				/* commit without its messages, and say so */
 } RsOutagePolicy;
 
+typedef enum RsRepeatPolicy
+{
+	RS_REPEAT_ALWAYS,			/* every delay message is announced when due */
+	RS_REPEAT_UNCONFIRMED		/* only one whose main message Redis has not acknowledged */
+} RsRepeatPolicy;
+
 extern char *rs_url;
 extern char *rs_password_file;
 extern char *rs_namespace;
 extern int	rs_timeout;			/* milliseconds */
+extern int	rs_delay;			/* milliseconds, of streams without their own */
+extern int	rs_repeat;			/* RsRepeatPolicy */
+extern int	rs_trim_interval;	/* milliseconds */
+extern char *rs_databases;		/* a list of names; empty: all */
 extern bool rs_wait_for_ack;
 extern int	rs_on_outage;		/* RsOutagePolicy */
 extern int	rs_queue_size;		/* kilobytes, of each lane */

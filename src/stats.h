@@ -19,6 +19,10 @@ typedef enum RsCounter
 	RS_COUNT_SKIPPED,			/* messages given up under on_outage = skip */
 	RS_COUNT_PASSED,			/* transactions left to their delay messages: their commit
 								 * took too long, or nothing could hold their place */
+	RS_COUNT_MOVED,				/* delay messages moved to their main stream */
+	RS_COUNT_DROPPED,			/* delay messages removed: rolled back, or confirmed */
+	RS_COUNT_TRIMMED,			/* main messages trimmed, expired ones included */
+	RS_COUNT_EXPIRED,			/* of those: before every consumer had read them */
 	RS_COUNT_ERRORS,			/* connections lost and commands refused */
 	RS_COUNTERS
 } RsCounter;

@@ -9,14 +9,10 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
-#include "access/table.h"
 #include "catalog/catalog.h"
-#include "catalog/indexing.h"
 #include "catalog/pg_proc.h"
-#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
@@ -24,7 +20,6 @@
 #include "catalog/pg_class.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "parser/parse_func.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -40,16 +35,6 @@
 
 PG_FUNCTION_INFO_V1(redstream_attach);
 PG_FUNCTION_INFO_V1(redstream_detach);
-
-/* redstream.capture(), in the schema of the function that is running. */
-static Oid
-capture_function(FunctionCallInfo fcinfo)
-{
-	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
-	List	   *name = list_make2(makeString(get_namespace_name(schema)), makeString("capture"));
-
-	return LookupFuncName(name, 0, NULL, false);
-}
 
 static void
 check_owner(Oid table)
@@ -162,35 +147,16 @@ delay_text(Datum delay)
 static Oid
 other_table_on(const char *stream, Oid table, Oid capture)
 {
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	SysScanDesc scan = systable_beginscan(triggers, InvalidOid, false, NULL, 0, NULL);
-	Oid			other = InvalidOid;
-	HeapTuple	tuple;
+	ListCell   *cell;
 
-	while (!OidIsValid(other) && HeapTupleIsValid(tuple = systable_getnext(scan)))
+	foreach(cell, rs_capture_attached(capture))
 	{
-		Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
-		char	   *arguments[FUNC_MAX_ARGS];
-		char	   *next;
-		bool		null;
+		RsAttached *attached = lfirst(cell);
 
-		if (form->tgfoid != capture || form->tgrelid == table || OidIsValid(form->tgparentid) ||
-			form->tgnargs > FUNC_MAX_ARGS)
-			continue;
-		next = VARDATA_ANY(DatumGetByteaPP(heap_getattr(tuple, Anum_pg_trigger_tgargs,
-														RelationGetDescr(triggers), &null)));
-		for (int i = 0; i < form->tgnargs; i++)
-		{
-			arguments[i] = next;
-			next += strlen(next) + 1;
-		}
-		for (int i = 0; i + 1 < form->tgnargs; i += 2)
-			if (strcmp(arguments[i], "stream") == 0 && strcmp(arguments[i + 1], stream) == 0)
-				other = form->tgrelid;
+		if (attached->table != table && strcmp(attached->attachment->stream, stream) == 0)
+			return attached->table;
 	}
-	systable_endscan(scan);
-	table_close(triggers, AccessShareLock);
-	return other;
+	return InvalidOid;
 }
 
 static void
@@ -280,7 +246,7 @@ add_argument(StringInfo arguments, const char *name, const char *value)
 Datum
 redstream_attach(PG_FUNCTION_ARGS)
 {
-	Oid			capture = capture_function(fcinfo);
+	Oid			capture = rs_capture_function();
 	Relation	relation;
 	StringInfoData arguments;
 	char	   *stream;
@@ -322,7 +288,7 @@ redstream_attach(PG_FUNCTION_ARGS)
 Datum
 redstream_detach(PG_FUNCTION_ARGS)
 {
-	Oid			capture = capture_function(fcinfo);
+	Oid			capture = rs_capture_function();
 	Relation	relation = open_own_table(PG_GETARG_OID(0));
 	int			dropped;
 

@@ -17,13 +17,31 @@ typedef struct RsAttachment
 	List	   *payload;		/* of String; NIL: the primary key */
 	List	   *columns;		/* of String; NIL: any column */
 	char	   *delay;			/* an interval; NULL: redstream.delay */
+	char	   *expiry;			/* an interval; NULL: none */
 } RsAttachment;
+
+/* An attached table. */
+typedef struct RsAttached
+{
+	Oid			table;
+	RsAttachment *attachment;
+} RsAttached;
 
 /*
  * Reads the arguments of a trigger.  Everything returned is in the current memory context.
  * Raises invalid_parameter_value for arguments that attach() does not make.
  */
 extern RsAttachment *rs_capture_read_arguments(int count, char **arguments);
+
+/*
+ * All attached tables of the database, a list of RsAttached in the current memory context, one for
+ * each table; partitions of an attached table are not listed.  Triggers that attach() cannot have made are left out.
+ * "capture" is the trigger function's OID.
+ */
+extern List *rs_capture_attached(Oid capture);
+
+/* The OID of redstream.capture() in this database; InvalidOid if the extension is not there. */
+extern Oid	rs_capture_function(void);
 
 /* What of the session the text form of a type depends on. */
 typedef enum RsOutputMode

@@ -28,56 +28,6 @@
 
 static HTAB *plans;
 
-/* ---- arguments ------------------------------------------------------------------ */
-
-/* The elements of an array's text form. */
-static List *
-read_names(const char *list)
-{
-	Datum		array = OidInputFunctionCall(F_ARRAY_IN, pstrdup(list), TEXTOID, -1);
-	List	   *names = NIL;
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &count);
-	for (int i = 0; i < count; i++)
-		if (!nulls[i])
-			names = lappend(names, makeString(TextDatumGetCString(elements[i])));
-	return names;
-}
-
-RsAttachment *
-rs_capture_read_arguments(int count, char **arguments)
-{
-	RsAttachment *attachment = palloc0(sizeof(RsAttachment));
-	bool		valid = count % 2 == 0;
-
-	for (int i = 0; i + 1 < count; i += 2)
-	{
-		const char *name = arguments[i];
-		const char *value = arguments[i + 1];
-
-		if (strcmp(name, "stream") == 0)
-			attachment->stream = pstrdup(value);
-		else if (strcmp(name, "payload") == 0)
-			attachment->payload = read_names(value);
-		else if (strcmp(name, "columns") == 0)
-			attachment->columns = read_names(value);
-		else if (strcmp(name, "delay") == 0)
-			attachment->delay = pstrdup(value);
-		else
-			valid = false;
-	}
-	if (attachment->stream == NULL || !valid)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("trigger arguments of redstream.capture() are not valid"),
-				 errhint("Create the triggers with redstream.attach().")));
-	return attachment;
-}
-
 /* ---- columns ---------------------------------------------------------------------- */
 
 static int

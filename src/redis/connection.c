@@ -102,6 +102,7 @@ rs_redis_close(RsConnection *connection, bool abort)
 	rs_redis_forget_reply(connection);
 	if (connection->text != connection->text_room)
 		free(connection->text);
+	free(connection->queue);
 	free(connection->target);
 	free(connection);
 }
@@ -209,24 +210,23 @@ rs_redis_send_all(RsConnection *connection, const char *data, size_t size,
  * connection was lost may be the reply, so a loss is told last.
  */
 bool
-rs_redis_await_reply(RsConnection *connection, const RsDeadline *deadline, const char *call,
-					 RsReply *reply, RsError *error)
+rs_redis_await_reply(RsConnection *connection, bool tree, const RsDeadline *deadline,
+					 const char *call, RsReply *reply, RsError *error)
 {
 	for (;;)
 	{
-		bool		late = rs_redis_deadline_left(deadline) == 0;
-		RsError		loss;
 		RsError		reason;
-		int			received = receive(connection, &loss);
-		int			taken = rs_redis_take_reply(connection, true, reply, &reason);
+		bool		late;
+		int			result = rs_redis_take_reply(connection, tree, reply, &reason);
 
-		if (taken > 0)
+		if (result > 0)
 			return true;
-		if (received < 0 || taken < 0)
-			return rs_redis_error(error, "%s %s: %s", call, connection->target,
-								  taken < 0 ? reason.text : loss.text);
-		if ((received == 0 || late) &&
-			!rs_redis_await(connection, false, deadline, call, error))
+		late = rs_redis_deadline_left(deadline) == 0;
+		if (result == 0)
+			result = receive(connection, &reason);
+		if (result < 0)
+			return rs_redis_error(error, "%s %s: %s", call, connection->target, reason.text);
+		if ((result == 0 || late) && !rs_redis_await(connection, false, deadline, call, error))
 			return false;
 	}
 }
@@ -277,7 +277,7 @@ rs_redis_command(RsConnection *connection, int count, const char *const *argumen
 
 	rs_redis_deadline_start(&deadline, timeout_ms);
 	done = rs_redis_send_all(connection, data, size, &deadline, call, error) &&
-		rs_redis_await_reply(connection, &deadline, call, reply, error);
+		rs_redis_await_reply(connection, true, &deadline, call, reply, error);
 	free(data);
 	return done;
 }

@@ -245,7 +245,7 @@ refuse_ancient(RsConnection *connection, const Greeting *greeting, const RsDeadl
 
 	for (i = 1; i < greeting->count; i++)
 	{
-		if (!rs_redis_await_reply(connection, deadline, "INFO server on", &reply, &ignored))
+		if (!rs_redis_await_reply(connection, true, deadline, "INFO server on", &reply, &ignored))
 			break;
 		if (i == greeting->count - 1 && reply.type == RS_REPLY_STRING)
 			copy_line(&reply, "redis_version", version, sizeof(version));
@@ -263,7 +263,7 @@ check_hello(RsConnection *connection, const Greeting *greeting, const RsDeadline
 {
 	RsReply		reply;
 
-	if (!rs_redis_await_reply(connection, deadline, "HELLO on", &reply, error))
+	if (!rs_redis_await_reply(connection, true, deadline, "HELLO on", &reply, error))
 		return false;
 	if (command_unknown(&reply))
 		return refuse_ancient(connection, greeting, deadline, error);
@@ -279,7 +279,7 @@ check_select(RsConnection *connection, const RsDeadline *deadline, RsError *erro
 {
 	RsReply		reply;
 
-	if (!rs_redis_await_reply(connection, deadline, "SELECT on", &reply, error))
+	if (!rs_redis_await_reply(connection, true, deadline, "SELECT on", &reply, error))
 		return false;
 	return reply.type == RS_REPLY_STATUS || refused(connection, "SELECT on", &reply, error);
 }
@@ -290,7 +290,7 @@ check_client_id(RsConnection *connection, const RsDeadline *deadline, RsServerIn
 {
 	RsReply		reply;
 
-	if (!rs_redis_await_reply(connection, deadline, "CLIENT ID on", &reply, error))
+	if (!rs_redis_await_reply(connection, true, deadline, "CLIENT ID on", &reply, error))
 		return false;
 	if (reply.type == RS_REPLY_INTEGER)
 		info->client_id = reply.integer;
@@ -304,7 +304,7 @@ check_info(RsConnection *connection, const RsDeadline *deadline, RsServerInfo *i
 {
 	RsReply		reply;
 
-	if (!rs_redis_await_reply(connection, deadline, "INFO server on", &reply, error))
+	if (!rs_redis_await_reply(connection, true, deadline, "INFO server on", &reply, error))
 		return false;
 	if (reply.type == RS_REPLY_STRING)
 		copy_line(&reply, "run_id", info->run_id, sizeof(info->run_id));

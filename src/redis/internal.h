@@ -35,6 +35,12 @@ struct RsConnection
 	char	   *text;			/* text_room, or malloced for a longer one */
 	char		text_room[RS_TEXT_SIZE];
 
+	/* What rs_redis_queue() has queued. */
+	char	   *queue;
+	size_t		queue_used;
+	size_t		queue_size;
+	bool		queue_failed;	/* out of memory */
+
 	char		input[RS_INPUT_SIZE];
 };
 
@@ -54,10 +60,10 @@ extern int	rs_redis_deadline_left(const RsDeadline *deadline);
  * deadline has passed or the caller gave up; "call" is like "HELLO on". */
 extern bool rs_redis_await(RsConnection *connection, bool writable, const RsDeadline *deadline,
 						   const char *call, RsError *error);
-/* Sends all, and waits for one reply as a tree; errors as above. */
+/* Sends all, and waits for one reply; errors as above. */
 extern bool rs_redis_send_all(RsConnection *connection, const char *data, size_t size,
 							  const RsDeadline *deadline, const char *call, RsError *error);
-extern bool rs_redis_await_reply(RsConnection *connection, const RsDeadline *deadline,
+extern bool rs_redis_await_reply(RsConnection *connection, bool tree, const RsDeadline *deadline,
 								 const char *call, RsReply *reply, RsError *error);
 
 /* The bytes of a command; "lengths" may be NULL for terminated arguments. */

@@ -6,11 +6,14 @@
  * The bytes of the keys are shared with the Ruby library: a change here loses
  * every consumer's place.
  */
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "redis.h"
 
 #define DELAY_SUFFIX ".delay"
+#define DELAYER "delayer"
 #define LOCK_NAME_MAX 1100
 
 static bool
@@ -138,4 +141,68 @@ rs_redis_lock_key(RsKey *key, const char *ns, const char *name, RsError *error)
 	begin(key, ns, "lock");
 	append(key, name);
 	return true;
+}
+
+void
+rs_redis_consumer_lock_key(RsKey *key, const char *ns, const char *stream, const char *consumer)
+{
+	begin(key, ns, "lock:consumer");
+	append(key, stream);
+	append(key, ":");
+	append(key, consumer);
+}
+
+/* A delayer is a consumer of the delay stream. */
+void
+rs_redis_delayer_lock_key(RsKey *key, const char *ns, const char *stream)
+{
+	begin(key, ns, "lock:consumer");
+	append(key, stream);
+	append(key, DELAY_SUFFIX ":" DELAYER);
+}
+
+void
+rs_redis_delayer_offset_key(RsKey *key, const char *ns, const char *stream)
+{
+	begin(key, ns, "offset");
+	append(key, stream);
+	append(key, DELAY_SUFFIX ":" DELAYER);
+}
+
+void
+rs_redis_trimmer_lock_key(RsKey *key, const char *ns, const char *stream)
+{
+	begin(key, ns, "lock:trimmer");
+	append(key, stream);
+}
+
+void
+rs_redis_consumers_key(RsKey *key, const char *ns, const char *stream)
+{
+	begin(key, ns, "consumers");
+	append(key, stream);
+}
+
+void
+rs_redis_history_key(RsKey *key, const char *ns, const char *stream)
+{
+	begin(key, ns, "history");
+	append(key, stream);
+}
+
+void
+rs_redis_server_key(RsKey *key, const char *ns, const char *server)
+{
+	begin(key, ns, "server");
+	append(key, server);
+}
+
+void
+rs_redis_streams_key(RsKey *key, const char *ns, uint64_t system, uint32_t database)
+{
+	char		numbers[40];
+
+	snprintf(numbers, sizeof(numbers), "%" PRIu64 ":%" PRIu32, system, database);
+	begin(key, ns, "streams");
+	append(key, numbers);
 }

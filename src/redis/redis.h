@@ -89,6 +89,23 @@ extern void rs_redis_offset_key(RsKey *key, const char *ns, const char *stream, 
  * it is empty, has control characters or is longer than 1100 bytes. */
 extern bool rs_redis_lock_key(RsKey *key, const char *ns, const char *name, RsError *error);
 
+/* Locks of a stream's consumer ("delayer" of the delay stream among them) and trimmer. */
+extern void rs_redis_consumer_lock_key(RsKey *key, const char *ns, const char *stream,
+									   const char *consumer);
+extern void rs_redis_delayer_lock_key(RsKey *key, const char *ns, const char *stream);
+extern void rs_redis_trimmer_lock_key(RsKey *key, const char *ns, const char *stream);
+/* The delayer's own offset. */
+extern void rs_redis_delayer_offset_key(RsKey *key, const char *ns, const char *stream);
+
+/* Ours, which the Ruby library does not know: the set of registered consumers; a hash
+ * of what the trimmer remembers of a stream; who speaks for a server, which is
+ * "<system identifier>:<timeline>"; the set of the streams that a database has
+ * written to. */
+extern void rs_redis_consumers_key(RsKey *key, const char *ns, const char *stream);
+extern void rs_redis_history_key(RsKey *key, const char *ns, const char *stream);
+extern void rs_redis_server_key(RsKey *key, const char *ns, const char *server);
+extern void rs_redis_streams_key(RsKey *key, const char *ns, uint64_t system, uint32_t database);
+
 /* ---- stream_id.c: ids as two unsigned 64-bit numbers ----------------------- */
 
 typedef struct RsStreamId
@@ -104,8 +121,9 @@ typedef struct RsStreamId
 extern bool rs_redis_id_parse(const char *text, size_t length, RsStreamId *id);
 /* < 0, 0 or > 0. */
 extern int	rs_redis_id_compare(const RsStreamId *a, const RsStreamId *b);
-/* The next id in order; false when there is none. */
+/* The next id in order, or the one before; false when there is none. */
 extern bool rs_redis_id_next(RsStreamId *id);
+extern bool rs_redis_id_previous(RsStreamId *id);
 /* Writes text and terminator, returns the length without it. */
 extern size_t rs_redis_id_format(const RsStreamId *id, char text[RS_STREAM_ID_SIZE]);
 
@@ -219,5 +237,56 @@ extern int	rs_redis_reply(RsConnection *connection, bool tree, RsReply *reply, R
 extern bool rs_redis_command(RsConnection *connection, int count, const char *const *arguments,
 							 const size_t *lengths, int timeout_ms, RsReply *reply,
 							 RsError *error);
+
+/* ---- pipeline.c: many commands, then their replies --------------------------- */
+
+/* Adds a command to the connection's queue.  The bytes are copied; "lengths" may be
+ * NULL when every argument is terminated.  Being out of memory is told by
+ * rs_redis_flush(). */
+extern void rs_redis_queue(RsConnection *connection, int count, const char *const *arguments,
+						   const size_t *lengths);
+
+/* Writes all that is queued, waiting for timeout_ms at most.  After a failure the
+ * connection is of no more use. */
+extern bool rs_redis_flush(RsConnection *connection, int timeout_ms, RsError *error);
+
+/*
+ * Waits for the next reply, for timeout_ms at most; "tree" as for rs_redis_reply().  An error
+ * reply of the server is a reply, not a failure.  After a failure the connection is
+ * of no more use.
+ */
+extern bool rs_redis_next(RsConnection *connection, bool tree, int timeout_ms, RsReply *reply,
+						  RsError *error);
+
+/* ---- lock.c: locks of the contract, and the server key ------------------------- */
+
+#define RS_LOCK_TTL_MS 5000
+#define RS_HOLDER_SIZE 33		/* 32 hex digits and the terminator */
+#define RS_SERVER_TTL_S 30
+
+/* Draws a random holder; false when the system has no randomness to give. */
+extern bool rs_redis_holder_draw(char holder[RS_HOLDER_SIZE]);
+
+/*
+ * Takes the lock, or extends it when it is ours already ("taken": true), or finds
+ * that somebody else has it (false).  False and an error when Redis could not be asked.
+ */
+extern bool rs_redis_lock_take(RsConnection *connection, const RsKey *lock, const char *holder,
+							   int timeout_ms, bool *taken, RsError *error);
+
+/* Releases the lock if it is still ours, and wakes one who waits for it. */
+extern bool rs_redis_lock_release(RsConnection *connection, const RsKey *lock, const char *holder,
+								  int timeout_ms, RsError *error);
+
+/*
+ * Claims a server key for RS_SERVER_TTL_S seconds, or renews the claim.  Replied is 1
+ * when it is ours, 0 when another token holds it: the reply to these RS_CLAIM_WORDS
+ * arguments, for who has a pipeline.
+ */
+#define RS_CLAIM_WORDS 6
+extern void rs_redis_claim_words(const RsKey *server, const char *token,
+								 const char *words[RS_CLAIM_WORDS]);
+extern bool rs_redis_claim(RsConnection *connection, const RsKey *server, const char *token,
+						   int timeout_ms, bool *ours, RsError *error);
 
 #endif							/* RS_REDIS_H */

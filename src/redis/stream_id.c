@@ -76,6 +76,23 @@ rs_redis_id_next(RsStreamId *id)
 	return false;
 }
 
+bool
+rs_redis_id_previous(RsStreamId *id)
+{
+	if (id->seq > 0)
+	{
+		id->seq--;
+		return true;
+	}
+	if (id->ms > 0)
+	{
+		id->ms--;
+		id->seq = UINT64_MAX;
+		return true;
+	}
+	return false;
+}
+
 static char *
 write_number(char *out, uint64_t number)
 {

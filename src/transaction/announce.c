@@ -12,6 +12,7 @@
 #include "port/pg_bitutils.h"
 #include "utils/memutils.h"
 
+#include "identity.h"
 #include "settings.h"
 #include "stats.h"
 #include "transaction/current.h"
@@ -213,7 +214,7 @@ take_publication(RsPatience *patience)
 		streams[nstreams++].stream_key = &rs_stream(member)->stream_key;
 	}
 	xids = rs_log_sorted_xids(log, &nxids);
-	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_stream_xact_field(),
+	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_identity_xact_field(),
 									  streams, nstreams, xids, nxids, log->largest,
 									  patience, place, &taken);
 	if (taken)

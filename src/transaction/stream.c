@@ -8,9 +8,9 @@
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
 #include "utils/memutils.h"
 
+#include "identity.h"
 #include "settings.h"
 #include "transaction/stream.h"
 #include "transaction/transaction.h"
@@ -77,21 +77,6 @@ rs_transaction_stream(const char *name)
 	return nstreams++;
 }
 
-/*
- * The timeline cannot change under a process that writes: a promotion comes
- * before the first transaction.
- */
-const char *
-rs_stream_xact_field(void)
-{
-	static char field[64];
-
-	if (field[0] == '\0')
-		snprintf(field, sizeof(field), "xact:" UINT64_FORMAT ":%u",
-				 GetSystemIdentifier(), GetWALInsertionTimeLine());
-	return field;
-}
-
 size_t
 rs_stream_main_size(const RsRecord *record)
 {
@@ -114,14 +99,14 @@ size_t
 rs_stream_delay_size(const RsRecord *record)
 {
 	return rs_stream(record->stream)->delay_prefix_length + rs_redis_bulk_size(record->length) +
-		rs_redis_bulk_size(strlen(rs_stream_xact_field())) + rs_redis_bulk_size(XID_DIGITS);
+		rs_redis_bulk_size(strlen(rs_identity_xact_field())) + rs_redis_bulk_size(XID_DIGITS);
 }
 
 char *
 rs_stream_delay_write(char *out, const RsRecord *record)
 {
 	const RsStream *stream = rs_stream(record->stream);
-	const char *field = rs_stream_xact_field();
+	const char *field = rs_identity_xact_field();
 	char		xid[XID_DIGITS + 1];
 	int			digits = snprintf(xid, sizeof(xid), UINT64_FORMAT, record->xid);
 

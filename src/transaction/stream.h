@@ -23,10 +23,6 @@ typedef struct RsStream
 
 extern const RsStream *rs_stream(int number);
 
-/* The field of a delay message that names the server: "xact:<system
- * identifier>:<timeline>". */
-extern const char *rs_stream_xact_field(void);
-
 /* Bytes of a record's commands; writing them at "out", which has the room,
  * returns the end. */
 extern size_t rs_stream_main_size(const RsRecord *record);

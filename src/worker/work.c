@@ -1,0 +1,219 @@
+/*
+ * work.c
+ *	  What the jobs of a database work with: the connection, the server key, and
+ *	  the list of streams.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "mb/pg_wchar.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "capture/capture.h"
+#include "identity.h"
+#include "settings.h"
+#include "worker/work.h"
+
+#define CLAIM_INTERVAL 5000000	/* microseconds for which a claim is believed; it holds for
+								 * RS_SERVER_TTL_S */
+
+/* Something about relations has changed since the list of streams was made; in every process that
+ * has one. */
+static bool attachments_changed = true;
+
+static void
+on_invalidation(Datum argument, Oid relation)
+{
+	attachments_changed = true;
+}
+
+RsWork *
+rs_work_create(MemoryContext parent, RsWait wait, bool own_transactions)
+{
+	static bool registered = false;
+	MemoryContext context = AllocSetContextCreate(parent, "redstream work",
+												  ALLOCSET_DEFAULT_SIZES);
+	RsWork	   *work = MemoryContextAllocZero(context, sizeof(RsWork));
+
+	work->context = context;
+	work->own_transactions = own_transactions;
+	work->wait = wait;
+	if (!rs_redis_holder_draw(work->holder))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not get random bytes")));
+	if (!registered)
+		CacheRegisterRelcacheCallback(on_invalidation, (Datum) 0);
+	registered = true;
+	attachments_changed = true;
+	return work;
+}
+
+/* ---- connection --------------------------------------------------------------------- */
+
+void
+rs_work_disconnect(RsWork *work)
+{
+	if (work->connection != NULL)
+		rs_redis_close(work->connection, true);
+	work->connection = NULL;
+	work->claimed_at = 0;
+}
+
+/* Makes sure that this server still speaks for its transactions. */
+static bool
+claim(RsWork *work, RsError *error)
+{
+	RsKey		key;
+	bool		ours;
+
+	if (work->claimed_at != 0 && rs_work_now() < work->claimed_at + CLAIM_INTERVAL)
+		return true;
+	rs_redis_server_key(&key, rs_namespace, rs_identity_server());
+	if (!rs_redis_claim(work->connection, &key, rs_identity_token(), rs_timeout, &ours, error))
+		return false;
+	if (!ours)
+		return rs_redis_error(error, "another server with the same system identifier uses this Redis: key %s is not ours",
+							  key.text);
+	work->claimed_at = rs_work_now();
+	return true;
+}
+
+bool
+rs_work_connect(RsWork *work, RsError *error)
+{
+	if (work->connection == NULL)
+		work->connection = rs_connect_configured(work->own_transactions ? "redstream-worker" : "redstream-sql",
+												 work->wait, NULL, &work->server, error);
+	if (work->connection == NULL)
+		return false;
+	if (claim(work, error))
+		return true;
+	rs_work_disconnect(work);
+	return false;
+}
+
+bool
+rs_work_ask(RsWork *work, int count, const char *const *words, RsReply *reply, RsError *error)
+{
+	if (rs_redis_command(work->connection, count, words, NULL, rs_timeout, reply, error))
+		return true;
+	rs_work_disconnect(work);
+	return false;
+}
+
+/* ---- transactions ------------------------------------------------------------------- */
+
+void
+rs_work_begin(RsWork *work)
+{
+	if (!work->own_transactions)
+		return;
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+rs_work_end(RsWork *work)
+{
+	if (!work->own_transactions)
+		return;
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+}
+
+/* ---- streams ------------------------------------------------------------------------- */
+
+/* Milliseconds of an interval's text; a month has 30 days. */
+static int64
+milliseconds(const char *text)
+{
+	Interval   *interval;
+
+	if (text == NULL)
+		return -1;
+	interval = DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
+													 ObjectIdGetDatum(InvalidOid),
+													 Int32GetDatum(-1)));
+	return interval->time / 1000 +
+		(interval->day + (int64) interval->month * DAYS_PER_MONTH) * (SECS_PER_DAY * INT64CONST(1000));
+}
+
+static RsWorkStream *
+find_stream(const RsWork *work, const char *name)
+{
+	ListCell   *cell;
+
+	foreach(cell, work->streams)
+	{
+		RsWorkStream *stream = lfirst(cell);
+
+		if (strcmp(stream->name, name) == 0)
+			return stream;
+	}
+	return NULL;
+}
+
+static RsWorkStream *
+add_stream(RsWork *work, const char *name)
+{
+	MemoryContext context = AllocSetContextCreate(work->context, "redstream stream",
+												  ALLOCSET_SMALL_SIZES);
+	RsWorkStream *stream = MemoryContextAllocZero(context, sizeof(RsWorkStream));
+	MemoryContext old = MemoryContextSwitchTo(work->context);
+
+	stream->context = context;
+	stream->name = MemoryContextStrdup(context, name);
+	work->streams = lappend(work->streams, stream);
+	MemoryContextSwitchTo(old);
+	return stream;
+}
+
+/* Of two attachments of one stream the shorter delay counts, and the longer expiry. */
+static void
+list_stream(RsWork *work, const RsAttachment *attachment)
+{
+	const char *name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
+	RsWorkStream *stream = find_stream(work, name);
+	int64		delay_ms = milliseconds(attachment->delay);
+	int64		expiry_ms = milliseconds(attachment->expiry);
+
+	if (stream == NULL)
+		stream = add_stream(work, name);
+	if (!stream->listed || (delay_ms >= 0 && (stream->delay_ms < 0 || delay_ms < stream->delay_ms)))
+		stream->delay_ms = delay_ms;
+	if (!stream->listed || expiry_ms < 0 || (stream->expiry_ms >= 0 && expiry_ms > stream->expiry_ms))
+		stream->expiry_ms = expiry_ms;
+	stream->listed = true;
+}
+
+bool
+rs_work_refresh(RsWork *work)
+{
+	Oid			capture = rs_capture_function();
+	ListCell   *cell;
+
+	if (!OidIsValid(capture))
+		return false;
+	if (!attachments_changed)
+		return true;
+	attachments_changed = false;
+	foreach(cell, work->streams)
+		((RsWorkStream *) lfirst(cell))->listed = false;
+	foreach(cell, rs_capture_attached(capture))
+		list_stream(work, ((RsAttached *) lfirst(cell))->attachment);
+	foreach(cell, work->streams)
+	{
+		RsWorkStream *stream = lfirst(cell);
+
+		if (stream->listed)
+			continue;
+		work->streams = foreach_delete_current(work->streams, cell);
+		MemoryContextDelete(stream->context);
+	}
+	return true;
+}

@@ -1,0 +1,92 @@
+/*
+ * work.h
+ *	  What the jobs of a database work with: a connection, and the streams.  For the
+ *	  files of this directory.
+ *
+ * The worker has one for as long as it lives, a backend in redstream.run_delayer() one
+ * for the call.
+ */
+#ifndef RS_WORKER_WORK_H
+#define RS_WORKER_WORK_H
+
+#include <time.h>
+
+#include "nodes/pg_list.h"
+#include "worker/worker.h"
+
+/* Both jobs keep what they remember of a stream in its context. */
+typedef struct RsWorkStream
+{
+	MemoryContext context;
+	char	   *name;			/* in UTF-8 */
+	int64		delay_ms;		/* -1: redstream.delay */
+	int64		expiry_ms;		/* -1: none */
+	bool		listed;			/* scratch of rs_work_refresh() */
+	struct RsDelayState *delay; /* delayer.c's; NULL: nothing remembered */
+	struct RsTrimState *trim;	/* trimmer.c's; NULL: nothing remembered */
+	RsJobReport report;			/* of the last step that touched the stream */
+} RsWorkStream;
+
+typedef struct RsWork
+{
+	MemoryContext context;		/* of all that follows */
+	bool		own_transactions;	/* the worker, which has none open; a backend has */
+	RsWait		wait;
+	RsConnection *connection;	/* NULL: none */
+	RsServerInfo server;		/* that it leads to */
+	uint64		claimed_at;		/* when the server key was last found to be ours */
+	char		holder[RS_HOLDER_SIZE]; /* of all locks taken here */
+	List	   *streams;		/* of RsWorkStream */
+} RsWork;
+
+/* ---- work.c ----------------------------------------------------------------------- */
+
+/* Lives in a new child of "parent".  Raises internal_error without randomness. */
+extern RsWork *rs_work_create(MemoryContext parent, RsWait wait, bool own_transactions);
+
+/* Connects, if there is no connection, and makes sure of the server key.  False and an
+ * error when that failed; then there is no connection. */
+extern bool rs_work_connect(RsWork *work, RsError *error);
+extern void rs_work_disconnect(RsWork *work);
+
+/* A transaction of our own with a snapshot, or nothing when there is one anyway. */
+extern void rs_work_begin(RsWork *work);
+extern void rs_work_end(RsWork *work);
+
+/*
+ * Brings the list of streams up to date with the attachments of the database; in a transaction.
+ * False when the database has no extension (any more).
+ */
+extern bool rs_work_refresh(RsWork *work);
+
+/* Sends one command and waits, for redstream.timeout; the reply as a tree.  False and an error
+ * when the connection failed: then there is none any more.  An error reply is a reply. */
+extern bool rs_work_ask(RsWork *work, int count, const char *const *words, RsReply *reply,
+						RsError *error);
+
+/* ---- the jobs ----------------------------------------------------------------------- */
+
+/*
+ * One look at every stream whose time has come, and what there is to do for it.  Needs the
+ * connection; opens and closes transactions as rs_work_begin() does.  What goes wrong with one
+ * stream is in its report.  False and an error when the connection was lost: then it is
+ * closed, and nothing is lost by that.
+ */
+extern bool rs_delayer_step(RsWork *work, RsError *error);
+extern bool rs_trimmer_step(RsWork *work, RsError *error);
+
+/* When the next step is due, in monotonic microseconds; 0: now. */
+extern uint64 rs_delayer_due(const RsWork *work);
+extern uint64 rs_trimmer_due(const RsWork *work);
+
+/* Monotonic microseconds (clock_gettime(2)). */
+static inline uint64
+rs_work_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+#endif							/* RS_WORKER_WORK_H */
