@@ -231,29 +231,6 @@ rs_redis_await_reply(RsConnection *connection, bool tree, const RsDeadline *dead
 	}
 }
 
-size_t
-rs_redis_command_size(int count, const char *const *arguments, const size_t *lengths)
-{
-	size_t		size = rs_redis_header_size((size_t) count);
-	int			i;
-
-	for (i = 0; i < count; i++)
-		size += rs_redis_bulk_size(lengths != NULL ? lengths[i] : strlen(arguments[i]));
-	return size;
-}
-
-char *
-rs_redis_command_write(char *out, int count, const char *const *arguments, const size_t *lengths)
-{
-	int			i;
-
-	out = rs_redis_header_write(out, (size_t) count);
-	for (i = 0; i < count; i++)
-		out = rs_redis_bulk_write(out, arguments[i],
-								  lengths != NULL ? lengths[i] : strlen(arguments[i]));
-	return out;
-}
-
 bool
 rs_redis_command(RsConnection *connection, int count, const char *const *arguments,
 				 const size_t *lengths, int timeout_ms, RsReply *reply, RsError *error)

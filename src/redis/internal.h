@@ -66,11 +66,6 @@ extern bool rs_redis_send_all(RsConnection *connection, const char *data, size_t
 extern bool rs_redis_await_reply(RsConnection *connection, bool tree, const RsDeadline *deadline,
 								 const char *call, RsReply *reply, RsError *error);
 
-/* The bytes of a command; "lengths" may be NULL for terminated arguments. */
-extern size_t rs_redis_command_size(int count, const char *const *arguments, const size_t *lengths);
-extern char *rs_redis_command_write(char *out, int count, const char *const *arguments,
-									const size_t *lengths);
-
 /* socket.c */
 /* Connects the socket and makes the connection's context; false and an error. */
 extern bool rs_redis_open_socket(RsConnection *connection, const RsAddress *address,

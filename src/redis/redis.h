@@ -136,6 +136,11 @@ extern size_t rs_redis_bulk_size(size_t length);
 extern char *rs_redis_header_write(char *out, size_t count);
 extern char *rs_redis_bulk_write(char *out, const char *data, size_t length);
 
+/* The same for a whole command; "lengths" may be NULL for terminated arguments. */
+extern size_t rs_redis_command_size(int count, const char *const *arguments, const size_t *lengths);
+extern char *rs_redis_command_write(char *out, int count, const char *const *arguments,
+									const size_t *lengths);
+
 /* ---- connection.c: a socket and the replies that come through it ----------- */
 
 typedef struct RsConnection RsConnection;

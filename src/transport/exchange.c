@@ -8,6 +8,10 @@
  */
 #include "postgres.h"
 
+#include "lib/stringinfo.h"
+#include "utils/memutils.h"
+
+#include "identity.h"
 #include "settings.h"
 #include "stats.h"
 #include "transport/sender.h"
@@ -16,6 +20,8 @@
 									 * delay message may have to queue behind */
 #define POLL_INTERVAL 1000		/* microseconds between two looks at an open place */
 #define MAIN_RESERVE 512		/* flights that delay messages leave to main messages */
+#define CLAIM_INTERVAL 10000000 /* microseconds between two claims of the server key, which
+								 * holds for RS_SERVER_TTL_S */
 
 static RsEntryNumber next_delay;	/* first entries that are not under way */
 static RsEntryNumber next_main;
@@ -25,6 +31,14 @@ static bool publishing;			/* nothing of the main lane may be queued behind ... *
 static RsEntryNumber published; /* ... this publication until it is acknowledged */
 static uint64 heard_at;			/* the last sign of Redis, or the first command after none */
 static uint64 look_at = RS_FOREVER; /* when to look at the first open place again */
+static uint64 claim_at;			/* when to renew the claim of the server key */
+static bool claiming;			/* a claim is under way */
+
+void
+rs_exchange_claim(void)
+{
+	claim_at = 0;
+}
 
 void
 rs_exchange_rewind(void)
@@ -36,6 +50,8 @@ rs_exchange_rewind(void)
 	main_bytes = 0;
 	delay_flights = 0;
 	publishing = false;
+	claiming = false;
+	claim_at = rs_now() + CLAIM_INTERVAL;
 }
 
 /* ---- what a transaction is told ------------------------------------------------ */
@@ -99,6 +115,14 @@ queue_flight(const RsFlight *flight)
 	rs_flights_push(flight);
 }
 
+/* A transaction's main messages are not, or not all, sent. */
+static void
+leave_to_delay_message(void)
+{
+	rs_transport_doubt();
+	rs_stats_add(RS_COUNT_PASSED, 1);
+}
+
 /* Queues an entry; "empty" if there is nothing of it to be sent. */
 static void
 queue_entry(RsLane *lane, RsEntryNumber number, bool empty)
@@ -112,7 +136,7 @@ queue_entry(RsLane *lane, RsEntryNumber number, bool empty)
 		if (is_delay(&flight))
 			note_refusal(&flight);
 		else
-			rs_stats_add(RS_COUNT_PASSED, 1);
+			leave_to_delay_message();
 		empty = true;
 	}
 	if (!empty)
@@ -152,7 +176,7 @@ judge_place(RsEntry *entry, RsEntryNumber number)
 	}
 	if (!pg_atomic_compare_exchange_u64(&entry->tag, &tag, RS_TAG(number, RS_ENTRY_PASSED)))
 		return RS_TAG_STATE(tag);
-	rs_stats_add(RS_COUNT_PASSED, 1);
+	leave_to_delay_message();
 	return RS_ENTRY_PASSED;
 }
 
@@ -200,11 +224,47 @@ queue_main(void)
 	}
 }
 
+/* The claim of the server key is renewed now and then.  One is made as soon as there is a
+ * connection (link.c). */
+static void
+queue_claim(void)
+{
+	static StringInfoData command;
+	const char *words[RS_CLAIM_WORDS];
+	RsFlight	flight = {.kind = RS_FLIGHT_CLAIM,.replies = 1,.npieces = 1};
+	RsKey		key;
+
+	if (claiming || rs_now() < claim_at || !may_queue(0))
+		return;
+	if (command.data == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+		initStringInfo(&command);
+		MemoryContextSwitchTo(old);
+	}
+	rs_redis_server_key(&key, rs_namespace, rs_identity_server());
+	rs_redis_claim_words(&key, rs_identity_token(), words);
+	resetStringInfo(&command);
+	enlargeStringInfo(&command, rs_redis_command_size(RS_CLAIM_WORDS, words, NULL));
+	command.len = rs_redis_command_write(command.data, RS_CLAIM_WORDS, words, NULL) - command.data;
+	flight.pieces[0].iov_base = command.data;
+	flight.pieces[0].iov_len = command.len;
+	claiming = true;
+	queue_flight(&flight);
+}
+
 /* ---- replies ------------------------------------------------------------------------ */
 
 static void
 complete(const RsFlight *flight)
 {
+	if (flight->kind == RS_FLIGHT_CLAIM)
+	{
+		claiming = false;
+		claim_at = rs_now() + CLAIM_INTERVAL;
+		return;
+	}
 	if (flight->kind == RS_FLIGHT_COPY)
 	{
 		/* A long publication need not be over to count as a recovery. */
@@ -245,7 +305,8 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 	RsError		why;
 
 	rs_redis_error(&why, "%s: %.*s", is_delay(flight) ? "delay message" :
-				   flight->kind == RS_FLIGHT_RANGE ? "XRANGE" : "main message",
+				   flight->kind == RS_FLIGHT_RANGE ? "XRANGE" :
+				   flight->kind == RS_FLIGHT_CLAIM ? "server key" : "main message",
 				   (int) reply->length, reply->text);
 	if (!starts_with(reply, "WRONGTYPE"))
 	{
@@ -256,6 +317,8 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 	rs_link_note_error(why.text);
 	if (is_delay(flight))
 		note_refusal(flight);
+	else
+		rs_transport_doubt();
 	return true;
 }
 
@@ -280,9 +343,12 @@ handle_reply(RsFlight *flight, const RsReply *reply)
 	flight->replies--;
 	if (refused)
 		return true;
+	if (flight->kind == RS_FLIGHT_CLAIM)
+		return rs_link_judge_claim(reply->type == RS_REPLY_INTEGER && reply->integer == 1);
 	if (is_delay(flight))
 		note_id(flight, reply);
-	rs_stats_add(is_delay(flight) ? RS_COUNT_DELAYED : RS_COUNT_ACKNOWLEDGED, 1);
+	if (reply->type == RS_REPLY_STRING)	/* not a stream's listing */
+		rs_stats_add(is_delay(flight) ? RS_COUNT_DELAYED : RS_COUNT_ACKNOWLEDGED, 1);
 	return true;
 }
 
@@ -340,6 +406,7 @@ rs_exchange_send(void)
 	do
 	{
 		before = next_main;
+		queue_claim();
 		queue_delay();
 		queue_main();
 		settle();				/* void places complete by themselves */
@@ -373,5 +440,5 @@ rs_exchange_check_silence(void)
 uint64
 rs_exchange_due(void)
 {
-	return Min(look_at, silence_at());
+	return Min(Min(look_at, silence_at()), claiming ? RS_FOREVER : claim_at);
 }

@@ -58,14 +58,20 @@ rs_flights_pop(void)
 	flights.unwritten = Max(flights.unwritten, flights.front);
 }
 
+/* How many messages of ours the flight still has to bring home. */
+static uint64
+messages(const RsFlight *flight)
+{
+	return flight->kind == RS_FLIGHT_ENTRY || flight->kind == RS_FLIGHT_COPY ? flight->replies : 0;
+}
+
 uint64
 rs_flights_clear(void)
 {
 	uint64		written = 0;
 
 	for (uint64 i = flights.front; i < flights.unwritten; i++)
-		if (at(i)->kind != RS_FLIGHT_RANGE)
-			written += at(i)->replies;
+		written += messages(at(i));
 	flights.front = flights.unwritten = flights.end;
 	return written;
 }
@@ -118,8 +124,7 @@ rs_flights_write(RsConnection *connection, RsError *error)
 			rest = consume(at(flights.unwritten), rest);
 			if (at(flights.unwritten)->npieces > 0)
 				break;
-			if (at(flights.unwritten)->kind != RS_FLIGHT_RANGE)
-				rs_stats_add(RS_COUNT_SENT, at(flights.unwritten)->replies);
+			rs_stats_add(RS_COUNT_SENT, messages(at(flights.unwritten)));
 			flights.unwritten++;
 		}
 		if (written == 0)

@@ -17,7 +17,8 @@ typedef enum RsFlightKind
 {
 	RS_FLIGHT_ENTRY,			/* an entry of a lane; acknowledged when answered */
 	RS_FLIGHT_RANGE,			/* a publication's XRANGE */
-	RS_FLIGHT_COPY				/* a publication's XADDs */
+	RS_FLIGHT_COPY,				/* a publication's XADDs */
+	RS_FLIGHT_CLAIM				/* of the server key */
 } RsFlightKind;
 
 typedef struct RsFlight

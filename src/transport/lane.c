@@ -307,6 +307,37 @@ rs_main_resolved(void)
 	wake_sender(RS_ATTENTION_SOON);
 }
 
+RsEntryNumber
+rs_main_head(void)
+{
+	RsEntryNumber head;
+
+	pg_memory_barrier();		/* what the caller saw, then the head */
+	head = pg_atomic_read_u64(&rs_shared->main.head);
+	return head;
+}
+
+bool
+rs_main_has_passed(RsEntryNumber head)
+{
+	bool		passed = pg_atomic_read_u64(&rs_shared->main.tail) >= head;
+
+	pg_memory_barrier();		/* the tail, then the doubts about what it passed */
+	return passed;
+}
+
+void
+rs_transport_doubt(void)
+{
+	pg_atomic_fetch_add_u64(&rs_shared->doubts, 1);
+}
+
+uint64
+rs_transport_doubts(void)
+{
+	return pg_atomic_read_u64(&rs_shared->doubts);
+}
+
 void
 rs_transport_set_busy(bool busy)
 {

@@ -15,6 +15,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "identity.h"
 #include "settings.h"
 #include "stats.h"
 #include "transport/sender.h"
@@ -139,7 +140,7 @@ note_suspect(bool own)
 	RsLane	   *lane;
 	RsEntryNumber entry;
 
-	if (front == NULL)
+	if (front == NULL || front->kind == RS_FLIGHT_CLAIM)
 		return;
 	lane = front->kind == RS_FLIGHT_ENTRY ? front->lane : &rs_shared->main;
 	entry = pg_atomic_read_u64(&lane->tail);
@@ -249,9 +250,44 @@ replace_predecessor(RsConnection *fresh, const RsServerInfo *info, RsError *erro
 		if (reply.type == RS_REPLY_ERROR)
 			return rs_redis_error(error, "CLIENT KILL: %.*s", (int) reply.length, reply.text);
 	}
+	/* Redis may have lost what it acknowledged, if it is the same one at all. */
+	if (info->run_id[0] == '\0' || strcmp(rs_shared->run_id, info->run_id) != 0)
+		rs_transport_doubt();
 	rs_shared->client_id = info->client_id;
 	strlcpy(rs_shared->run_id, info->run_id, sizeof(rs_shared->run_id));
 	return true;
+}
+
+static bool
+not_ours(RsError *error)
+{
+	return rs_redis_error(error, "another server with this system identifier and timeline (%s) uses this Redis; a copied data directory needs a namespace of its own",
+						  rs_identity_server());
+}
+
+/* Nobody else may speak for our transactions. */
+static bool
+claim(RsConnection *fresh, RsError *error)
+{
+	RsKey		key;
+	bool		ours;
+
+	rs_redis_server_key(&key, rs_namespace, rs_identity_server());
+	if (!rs_redis_claim(fresh, &key, rs_identity_token(), rs_timeout, &ours, error))
+		return false;
+	return ours || not_ours(error);
+}
+
+bool
+rs_link_judge_claim(bool ours)
+{
+	RsError		error;
+
+	if (ours)
+		return true;
+	not_ours(&error);
+	rs_link_give_up(error.text, RS_TROUBLE_SILENCE);
+	return false;
 }
 
 static void
@@ -275,7 +311,7 @@ rs_link_open(void)
 	if (rs_now() < retry_at)
 		return;
 	fresh = rs_connect_configured("redstream-sender", wait_connecting, NULL, &info, &error);
-	if (fresh != NULL && !replace_predecessor(fresh, &info, &error))
+	if (fresh != NULL && !(replace_predecessor(fresh, &info, &error) && claim(fresh, &error)))
 	{
 		rs_redis_close(fresh, true);
 		fresh = NULL;

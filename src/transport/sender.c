@@ -31,6 +31,7 @@ reload(void)
 {
 	char	   *url;
 	char	   *password_file;
+	int			namespace_generation = rs_namespace_generation;
 
 	if (!ConfigReloadPending)
 		return;
@@ -43,6 +44,8 @@ reload(void)
 		ereport(LOG, (errmsg("redstream: connecting anew, as the settings have changed")));
 		rs_link_renew();
 	}
+	if (namespace_generation != rs_namespace_generation)
+		rs_exchange_claim();
 	pfree(url);
 	pfree(password_file);
 }

@@ -42,6 +42,9 @@ extern bool rs_link_serves(const RsLane *lane);
 extern void rs_link_absolve(const RsLane *lane, RsEntryNumber entry);
 /* Has the entry failed so often, alone on fresh connections, that it must be the cause? */
 extern bool rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry);
+/* The answer to a claim of the server key: gives the connection up, and returns false, if it is not
+ * ours. */
+extern bool rs_link_judge_claim(bool ours);
 /* For redstream.stats: counts an error and keeps its text. */
 extern void rs_link_note_error(const char *text);
 /* Sleeps until the socket or the latch has something, or the time has come (RS_FOREVER:
@@ -58,6 +61,8 @@ extern void rs_exchange_receive(void);
 extern void rs_exchange_check_silence(void);
 /* When that, or a look at an open place, is due; RS_FOREVER: not at all. */
 extern uint64 rs_exchange_due(void);
+/* Renews the claim of the server key now: the namespace has changed. */
+extern void rs_exchange_claim(void);
 /* The connection is gone: everything not acknowledged is to be sent again. */
 extern void rs_exchange_rewind(void);
 

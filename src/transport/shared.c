@@ -67,6 +67,7 @@ init_shared(void)
 	pg_atomic_init_u32(&rs_shared->sender, RS_NO_PROCESS);
 	pg_atomic_init_u32(&rs_shared->attention, RS_ATTENTION_NONE);
 	pg_atomic_init_u64(&rs_shared->progress, 0);
+	pg_atomic_init_u64(&rs_shared->doubts, 0);
 	SpinLockInit(&rs_shared->mutex);
 	rs_shared->since = 0;
 	rs_shared->last_error[0] = '\0';

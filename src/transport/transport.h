@@ -125,6 +125,18 @@ extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsSt
 extern void rs_main_resolve(RsEntryNumber place, bool committed);
 extern void rs_main_resolved(void);
 
+/*
+ * What is known of main messages, for redstream.repeat = unconfirmed.  Once the main
+ * lane's tail has passed the head that rs_main_head() gave, the main messages of every transaction
+ * that was seen as committed before are acknowledged by Redis, unless the count of doubts has grown
+ * since that transaction began.  rs_transport_doubt() makes it grow: this process's transaction may commit and
+ * will have no main message.  They do not throw.
+ */
+extern RsEntryNumber rs_main_head(void);
+extern bool rs_main_has_passed(RsEntryNumber head);
+extern uint64 rs_transport_doubts(void);
+extern void rs_transport_doubt(void);
+
 /* Marks this process as having (or no more having) a captured transaction
  * open, which a sender that shuts down waits for.  Does not throw. */
 extern void rs_transport_set_busy(bool busy);
