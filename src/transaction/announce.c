@@ -43,6 +43,7 @@ outage(RsWaitResult result)
 			(errcode(ERRCODE_WARNING),
 			 errmsg("changes of this transaction are not announced: %s", reason),
 			 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0));
+	rs_transport_doubt();		/* some may have their delay messages */
 	rs_current.skipping = true;
 	rs_current.skipped = rs_current.captured;
 }
@@ -188,6 +189,14 @@ take_place(size_t start, size_t size, RsPatience *patience)
 	return result;
 }
 
+/* The transaction has no place: its delay messages announce it. */
+static void
+leave_to_delay_messages(void)
+{
+	rs_transport_doubt();
+	rs_stats_add(RS_COUNT_PASSED, 1);
+}
+
 /* Takes a place from which the sender copies the delay messages. */
 static RsWaitResult
 take_publication(RsPatience *patience)
@@ -220,7 +229,7 @@ take_publication(RsPatience *patience)
 	if (taken)
 		log->nplaces++;
 	else if (result == RS_WAIT_DONE)
-		rs_stats_add(RS_COUNT_PASSED, 1);	/* too many subtransactions */
+		leave_to_delay_messages();	/* too many subtransactions */
 	return result;
 }
 
@@ -242,23 +251,32 @@ rs_announce_size(size_t start)
 	return size;
 }
 
+/* Delay messages of all records, acknowledged if that is waited for. */
+static RsWaitResult
+send_delay_messages(RsPatience *patience, bool wait)
+{
+	RsDelayOutcome outcome;
+	RsWaitResult result = stream_records(patience);
+
+	if (result == RS_WAIT_DONE && wait)
+		result = await_acknowledgement(patience);
+	if (result != RS_WAIT_DONE)
+		return result;
+	rs_delay_outcome(&outcome);
+	return outcome.refused ? RS_WAIT_REFUSED : RS_WAIT_DONE;
+}
+
 static RsWaitResult
 announce(size_t start, bool publish)
 {
 	RsPatience	patience;
 	RsWaitResult result;
-	RsDelayOutcome outcome;
 	bool		wait = rs_wait_for_ack || publish;	/* a publication needs the ids */
 
 	rs_patience_start(&patience);
-	result = stream_records(&patience);
-	if (result == RS_WAIT_DONE && wait)
-		result = await_acknowledgement(&patience);
+	result = send_delay_messages(&patience, wait);
 	if (result != RS_WAIT_DONE)
 		return result;
-	rs_delay_outcome(&outcome);
-	if (outcome.refused)
-		return RS_WAIT_REFUSED;
 
 	/* Without WAL of its own a commit is never waited for (xact.c,
 	 * RecordTransactionCommit), and a crash could undo what was announced. */
@@ -270,10 +288,24 @@ announce(size_t start, bool publish)
 	/* The main lane is full for too long: nothing is lost, the delay messages announce it. */
 	if ((result == RS_WAIT_DOWN || result == RS_WAIT_TIMEOUT) && wait)
 	{
-		rs_stats_add(RS_COUNT_PASSED, 1);
+		leave_to_delay_messages();
 		result = RS_WAIT_DONE;
 	}
 	return result;
+}
+
+void
+rs_announce_prepared(void)
+{
+	RsPatience	patience;
+	RsWaitResult result;
+
+	rs_patience_start(&patience);
+	result = send_delay_messages(&patience, rs_wait_for_ack);
+	if (result != RS_WAIT_DONE)
+		outage(result);
+	else
+		leave_to_delay_messages();
 }
 
 void

@@ -53,4 +53,10 @@ extern void rs_announce_early(void);
  */
 extern void rs_announce(size_t start, bool publish);
 
+/*
+ * The same for a transaction that is being prepared.  It takes no place: nobody knows when it will be
+ * committed, and by whom.  Its delay messages are held until then.
+ */
+extern void rs_announce_prepared(void);
+
 #endif							/* RS_TRANSACTION_CURRENT_H */

@@ -43,13 +43,14 @@ check_preloaded(void)
 				 errhint("Put redstream into shared_preload_libraries in postgresql.conf and restart the server.")));
 }
 
+/* Another extension's callback made a change after our step of PREPARE. */
 static void
-refuse_prepare(void)
+refuse_late_record(void)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("cannot PREPARE a transaction that has changes to announce"),
-			 errhint("Commit in one phase, or set redstream.enabled to off and announce the rows otherwise.")));
+			 errmsg("cannot announce a change that is made while the transaction is being prepared"),
+			 errhint("Commit in one phase.")));
 }
 
 static void
@@ -114,7 +115,7 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 
 	rs_transaction_check_size(length);
 	if (phase == RS_PHASE_PREPARING)
-		refuse_prepare();
+		refuse_late_record();
 	if (rs_current.stage == RS_STAGE_NONE)
 		start();
 	log = rs_current.log;
@@ -162,8 +163,9 @@ static void
 pre_prepare(void)
 {
 	phase = RS_PHASE_PREPARING;
-	if (rs_current.stage != RS_STAGE_NONE && !rs_log_is_empty(rs_current.log))
-		refuse_prepare();
+	if (rs_current.stage == RS_STAGE_NONE || rs_current.skipping || rs_log_is_empty(rs_current.log))
+		return;
+	rs_announce_prepared();
 }
 
 static void
