@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include "access/xlog.h"
+#include "miscadmin.h"
 #include "utils/memutils.h"
 
 #include "identity.h"
@@ -50,6 +52,7 @@ make_stream(const char *name)
 
 	stream->name = MemoryContextStrdup(TopMemoryContext, name);
 	stream->generation = rs_namespace_generation;
+	stream->listed = 0;
 	rs_redis_stream_key(&stream->stream_key, rs_namespace, name);
 	rs_redis_delay_key(&stream->delay_key, rs_namespace, name);
 	stream->main_prefix = make_prefix(&stream->stream_key, 5, &stream->main_prefix_length);
@@ -75,6 +78,32 @@ rs_transaction_stream(const char *name)
 	}
 	streams[nstreams] = make_stream(name);
 	return nstreams++;
+}
+
+/* Once a process, and again when Redis may have lost it.  A failure is left to the delay
+ * messages that follow: they will fail, too. */
+void
+rs_stream_list(int number)
+{
+	RsStream   *stream = streams[number];
+	uint64		now = rs_transport_doubts() + 1;
+	char		command[RS_KEY_SIZE + RS_NAME_MAX + 64];
+	const char *words[3];
+	RsKey		key;
+	RsPatience	patience;
+	RsEntryNumber entry;
+
+	if (stream->listed == now || stream->generation != rs_namespace_generation)
+		return;
+	rs_redis_streams_key(&key, rs_namespace, GetSystemIdentifier(), MyDatabaseId);
+	words[0] = "SADD";
+	words[1] = key.text;
+	words[2] = stream->name;
+	rs_redis_command_write(command, 3, words, NULL);
+	rs_patience_start(&patience);
+	if (rs_delay_append(command, rs_redis_command_size(3, words, NULL), 1, &patience,
+						&entry) == RS_WAIT_DONE)
+		stream->listed = now;
 }
 
 size_t

@@ -13,6 +13,7 @@ typedef struct RsStream
 {
 	char	   *name;
 	int			generation;		/* of the namespace the keys were made with */
+	uint64		listed;			/* rs_transport_doubts() when it was, plus 1; 0: never */
 	RsKey		stream_key;
 	RsKey		delay_key;
 	char	   *main_prefix;
@@ -22,6 +23,13 @@ typedef struct RsStream
 } RsStream;
 
 extern const RsStream *rs_stream(int number);
+
+/*
+ * Makes sure that Redis knows that this database writes to the stream, before it does: so that the delayer finds its
+ * delay messages though no table is attached to it (any more).  May wait as
+ * rs_delay_append() does.
+ */
+extern void rs_stream_list(int number);
 
 /* Bytes of a record's commands; writing them at "out", which has the room,
  * returns the end. */

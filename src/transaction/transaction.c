@@ -129,6 +129,7 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 		rs_current.skipped = rs_current.captured;
 		return;
 	}
+	rs_stream_list(stream);
 	record = rs_log_append(log, GetCurrentTransactionNestLevel(),
 						   U64FromFullTransactionId(GetCurrentFullTransactionId()),
 						   stream, payload, length);
