@@ -113,7 +113,6 @@ rs_redis_write(RsConnection *connection, const struct iovec *vector, int count, 
 	struct msghdr message;
 	ssize_t		written;
 
-	rs_redis_forget_reply(connection);
 	memset(&message, 0, sizeof(message));
 	message.msg_iov = (struct iovec *) vector;
 	message.msg_iovlen = (size_t) (count < VECTOR_MAX ? count : VECTOR_MAX);

@@ -155,16 +155,15 @@ typedef enum RsReplyType
 	RS_REPLY_ARRAY				/* only its elements: rs_redis_reply_tree */
 } RsReplyType;
 
-/* One reply.  "text" is not terminated and lives until the next call on the
- * connection. */
+/* One reply.  "text" is not terminated and lives until the next call that reads from the
+ * connection; commands can be queued and written meanwhile. */
 typedef struct RsReply
 {
 	RsReplyType type;
 	const char *text;
 	size_t		length;
 	int64_t		integer;
-	struct redisReply *tree;	/* the whole reply, when asked for; freed by
-								 * the next call on the connection */
+	struct redisReply *tree;	/* the whole reply, when asked for; lives as long */
 } RsReply;
 
 /* What a waiter is told by the caller of a blocking call.  Returns false to

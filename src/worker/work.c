@@ -5,8 +5,12 @@
  */
 #include "postgres.h"
 
+#include <hiredis/hiredis.h>
+
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -20,6 +24,8 @@
 
 #define CLAIM_INTERVAL 5000000	/* microseconds for which a claim is believed; it holds for
 								 * RS_SERVER_TTL_S */
+
+#define KNOW_INTERVAL 10000000	/* microseconds between two looks at the known streams */
 
 /* Something about relations has changed since the list of streams was made; in every process that
  * has one. */
@@ -87,8 +93,11 @@ bool
 rs_work_connect(RsWork *work, RsError *error)
 {
 	if (work->connection == NULL)
+	{
 		work->connection = rs_connect_configured(work->own_transactions ? "redstream-worker" : "redstream-sql",
 												 work->wait, NULL, &work->server, error);
+		work->connections++;
+	}
 	if (work->connection == NULL)
 		return false;
 	if (claim(work, error))
@@ -106,6 +115,37 @@ rs_work_ask(RsWork *work, int count, const char *const *words, RsReply *reply, R
 	return false;
 }
 
+/* ---- reports --------------------------------------------------------------------- */
+
+RsJobReport *
+rs_work_report_begin(RsWorkStream *stream, RsJob job)
+{
+	RsJobReport *report = &stream->reports[job];
+	char	  **last = &stream->last_errors[job];
+
+	if (*last != NULL)
+		pfree(*last);
+	*last = (char *) report->error;
+	memset(report, 0, sizeof(*report));
+	report->stream = stream->name;
+	return report;
+}
+
+void
+rs_work_report_error(RsWorkStream *stream, RsJob job, const char *error)
+{
+	const char *last = stream->last_errors[job];
+	RsJobReport *report = &stream->reports[job];
+
+	if (report->error != NULL)
+		return;					/* the first one led to the others */
+	report->error = MemoryContextStrdup(stream->context, error);
+	if (last == NULL || strcmp(last, error) != 0)
+		ereport(LOG,
+				(errmsg("redstream %s: stream %s: %s",
+						job == RS_JOB_DELAYER ? "delayer" : "trimmer", stream->name, error)));
+}
+
 /* ---- transactions ------------------------------------------------------------------- */
 
 void
@@ -113,6 +153,7 @@ rs_work_begin(RsWork *work)
 {
 	if (!work->own_transactions)
 		return;
+	work->outside = CurrentMemoryContext;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
@@ -124,6 +165,7 @@ rs_work_end(RsWork *work)
 		return;
 	PopActiveSnapshot();
 	CommitTransactionCommand();
+	MemoryContextSwitchTo(work->outside);
 }
 
 /* ---- streams ------------------------------------------------------------------------- */
@@ -168,6 +210,7 @@ add_stream(RsWork *work, const char *name)
 
 	stream->context = context;
 	stream->name = MemoryContextStrdup(context, name);
+	stream->delay_ms = stream->expiry_ms = -1;
 	work->streams = lappend(work->streams, stream);
 	MemoryContextSwitchTo(old);
 	return stream;
@@ -184,11 +227,11 @@ list_stream(RsWork *work, const RsAttachment *attachment)
 
 	if (stream == NULL)
 		stream = add_stream(work, name);
-	if (!stream->listed || (delay_ms >= 0 && (stream->delay_ms < 0 || delay_ms < stream->delay_ms)))
+	if (!stream->attached || (delay_ms >= 0 && (stream->delay_ms < 0 || delay_ms < stream->delay_ms)))
 		stream->delay_ms = delay_ms;
-	if (!stream->listed || expiry_ms < 0 || (stream->expiry_ms >= 0 && expiry_ms > stream->expiry_ms))
+	if (!stream->attached || expiry_ms < 0 || (stream->expiry_ms >= 0 && expiry_ms > stream->expiry_ms))
 		stream->expiry_ms = expiry_ms;
-	stream->listed = true;
+	stream->attached = true;
 }
 
 bool
@@ -203,17 +246,42 @@ rs_work_refresh(RsWork *work)
 		return true;
 	attachments_changed = false;
 	foreach(cell, work->streams)
-		((RsWorkStream *) lfirst(cell))->listed = false;
-	foreach(cell, rs_capture_attached(capture))
-		list_stream(work, ((RsAttached *) lfirst(cell))->attachment);
-	foreach(cell, work->streams)
 	{
 		RsWorkStream *stream = lfirst(cell);
 
-		if (stream->listed)
-			continue;
-		work->streams = foreach_delete_current(work->streams, cell);
-		MemoryContextDelete(stream->context);
+		stream->attached = false;
+		stream->delay_ms = stream->expiry_ms = -1;
 	}
+	foreach(cell, rs_capture_attached(capture))
+		list_stream(work, ((RsAttached *) lfirst(cell))->attachment);
+	return true;
+}
+
+bool
+rs_work_know(RsWork *work, RsError *error)
+{
+	RsKey		key;
+	RsReply		reply;
+	const char *words[] = {"SMEMBERS", key.text};
+
+	if (work->known_at != 0 && rs_work_now() < work->known_at + KNOW_INTERVAL)
+		return true;
+	rs_redis_streams_key(&key, rs_namespace, GetSystemIdentifier(), MyDatabaseId);
+	if (!rs_work_ask(work, 2, words, &reply, error))
+		return false;
+	if (reply.type != RS_REPLY_ARRAY)
+	{
+		rs_work_disconnect(work);
+		return rs_redis_error(error, "SMEMBERS: %.*s", (int) reply.length, reply.text);
+	}
+	for (size_t i = 0; i < (size_t) reply.tree->elements; i++)
+	{
+		const char *name = reply.tree->element[i]->str;
+		RsError		ignored;
+
+		if (rs_redis_stream_name_check(name, &ignored) && find_stream(work, name) == NULL)
+			(void) add_stream(work, name);
+	}
+	work->known_at = rs_work_now();
 	return true;
 }

@@ -14,6 +14,14 @@
 #include "nodes/pg_list.h"
 #include "worker/worker.h"
 
+typedef enum RsJob
+{
+	RS_JOB_DELAYER,
+	RS_JOB_TRIMMER
+} RsJob;
+
+#define RS_JOBS 2
+
 /* Both jobs keep what they remember of a stream in its context. */
 typedef struct RsWorkStream
 {
@@ -21,22 +29,29 @@ typedef struct RsWorkStream
 	char	   *name;			/* in UTF-8 */
 	int64		delay_ms;		/* -1: redstream.delay */
 	int64		expiry_ms;		/* -1: none */
-	bool		listed;			/* scratch of rs_work_refresh() */
+	bool		attached;		/* else only known: written to once, see rs_work_know() */
 	struct RsDelayState *delay; /* delayer.c's; NULL: nothing remembered */
 	struct RsTrimState *trim;	/* trimmer.c's; NULL: nothing remembered */
-	RsJobReport report;			/* of the last step that touched the stream */
+	RsJobReport reports[RS_JOBS];	/* of the last step that looked at the stream */
+	char	   *last_errors[RS_JOBS];	/* of the step before */
 } RsWorkStream;
 
 typedef struct RsWork
 {
 	MemoryContext context;		/* of all that follows */
+	MemoryContext outside;		/* current before rs_work_begin() */
 	bool		own_transactions;	/* the worker, which has none open; a backend has */
 	RsWait		wait;
 	RsConnection *connection;	/* NULL: none */
 	RsServerInfo server;		/* that it leads to */
+	int			connections;	/* so far */
+	uint64		known_at;		/* when rs_work_know() asked last; 0: never */
 	uint64		claimed_at;		/* when the server key was last found to be ours */
 	char		holder[RS_HOLDER_SIZE]; /* of all locks taken here */
 	List	   *streams;		/* of RsWorkStream */
+	List	   *servers;		/* other servers met in delay streams; servers.c's */
+	uint64		held_at;		/* when to look at held messages again; delayer.c's */
+	struct RsConfirmation *confirmation;	/* verdict.c's; NULL: none so far */
 } RsWork;
 
 /* ---- work.c ----------------------------------------------------------------------- */
@@ -54,10 +69,23 @@ extern void rs_work_begin(RsWork *work);
 extern void rs_work_end(RsWork *work);
 
 /*
+ * Adds the streams that this database has written to though no table is attached to them (any more): their
+ * delay messages are to be seen to all the same.  Asks Redis, now and then.  False and an error when the
+ * connection was lost.
+ */
+extern bool rs_work_know(RsWork *work, RsError *error);
+
+/*
  * Brings the list of streams up to date with the attachments of the database; in a transaction.
  * False when the database has no extension (any more).
  */
 extern bool rs_work_refresh(RsWork *work);
+
+/* A step looks at the stream: empties its report of the job. */
+extern RsJobReport *rs_work_report_begin(RsWorkStream *stream, RsJob job);
+/* Something went wrong with the stream: puts it into the report, and into the log unless the step
+ * before ended with the same. */
+extern void rs_work_report_error(RsWorkStream *stream, RsJob job, const char *error);
 
 /* Sends one command and waits, for redstream.timeout; the reply as a tree.  False and an error
  * when the connection failed: then there is none any more.  An error reply is a reply. */
