@@ -37,7 +37,7 @@ typedef struct RsProcess
 	RsProcessKind kind;
 	int			pid;			/* 0: there is no process */
 	RsProcessState state;
-	TimestampTz last_tick;		/* 0: none so far */
+	TimestampTz last_tick;		/* when it began; 0: none so far, or one that has no ticks */
 	char		last_error[sizeof(((RsError *) 0)->text)];
 	TimestampTz last_error_at;	/* 0: none */
 } RsProcess;
@@ -51,6 +51,8 @@ extern void rs_processes_shmem_init(void);
  * of these throws or waits; when the board is full nothing is written.
  */
 extern void rs_process_set(Oid database, RsProcessKind kind, int pid, RsProcessState state);
+/* Writes the last error, and leaves the state as it is. */
+extern void rs_process_note_error(Oid database, RsProcessKind kind, const char *error);
 /* A tick begins (WORKING) or ends (IDLE, or FAILING with an error). */
 extern void rs_process_tick_begin(Oid database, RsProcessKind kind);
 extern void rs_process_tick_end(Oid database, RsProcessKind kind, const char *error);
@@ -58,7 +60,8 @@ extern void rs_process_tick_end(Oid database, RsProcessKind kind, const char *er
 /* Removes the lines of a database. */
 extern void rs_process_forget(Oid database);
 
-/* Copies the line with this index, from 0; false behind the last. */
+/* Copies the line with this index, from 0; false behind the last.  A line may change its
+ * index when another is removed. */
 extern bool rs_process_get(int index, RsProcess *process);
 
 #endif							/* RS_PROCESSES_H */

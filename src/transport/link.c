@@ -16,6 +16,7 @@
 #include "utils/timestamp.h"
 
 #include "identity.h"
+#include "processes.h"
 #include "settings.h"
 #include "stats.h"
 #include "transport/sender.h"
@@ -98,6 +99,7 @@ rs_link_note_error(const char *text)
 	strlcpy(rs_shared->last_error, text, sizeof(rs_shared->last_error));
 	rs_shared->last_error_at = now;
 	SpinLockRelease(&rs_shared->mutex);
+	rs_process_note_error(InvalidOid, RS_PROCESS_SENDER, text);
 }
 
 /* ---- the end of a connection --------------------------------------------------- */
@@ -190,6 +192,7 @@ rs_link_give_up(const char *why, RsTrouble trouble)
 	if (failures == 0)
 		ereport(LOG, (errmsg("redstream: %s", why)));
 	rs_link_note_error(why);
+	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_FAILING);
 	note_suspect(trouble == RS_TROUBLE_ENTRY);
 	drop(true);
 	for (int i = 0; i < failures && backoff < BACKOFF_LAST; i++)
@@ -211,6 +214,7 @@ rs_link_prove(void)
 	proven = true;
 	failures = 0;
 	set_link(RS_LINK_UP);
+	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_IDLE);
 }
 
 /* ---- the beginning of a connection ----------------------------------------------- */

@@ -17,6 +17,7 @@
 #include "storage/proc.h"
 #include "utils/guc.h"
 
+#include "processes.h"
 #include "settings.h"
 #include "transport/sender.h"
 
@@ -91,6 +92,7 @@ disappear(int code, Datum argument)
 {
 	pg_atomic_write_u32(&rs_shared->sender, RS_NO_PROCESS);
 	rs_link_close();
+	rs_process_set(InvalidOid, RS_PROCESS_SENDER, 0, RS_PROCESS_STARTING);
 }
 
 /* The postmaster restarts the sender at once, so that a single failure holds
@@ -101,6 +103,7 @@ appear(void)
 	uint64		earliest = rs_shared->sender_started + START_INTERVAL;
 
 	pg_atomic_write_u32(&rs_shared->sender, MyProc->pgprocno);
+	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_STARTING);
 	before_shmem_exit(disappear, 0);
 	while (rs_shared->sender_started != 0 && rs_now() < earliest && !ShutdownRequestPending)
 	{

@@ -11,6 +11,7 @@
 #include "storage/shmem.h"
 #include "utils/guc.h"
 
+#include "processes.h"
 #include "settings.h"
 #include "stats.h"
 #include "transport/shared.h"
@@ -37,6 +38,7 @@ request_shmem(void)
 		previous_shmem_request();
 	RequestAddinShmemSpace(shared_size());
 	RequestAddinShmemSpace(rs_stats_shmem_size());
+	RequestAddinShmemSpace(rs_processes_shmem_size());
 }
 
 /* Lays a lane out at "memory"; returns the end. */
@@ -101,6 +103,7 @@ startup_shmem(void)
 	if (!found)
 		init_shared();
 	rs_stats_shmem_init();
+	rs_processes_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 
