@@ -121,6 +121,38 @@ COMMENT ON COLUMN redstream.stats.trimmed IS 'Main messages that were trimmed.';
 COMMENT ON COLUMN redstream.stats.expired IS 'Of these, the ones that expired before every consumer had read them, counted once for each such consumer.';
 COMMENT ON COLUMN redstream.stats.errors IS 'Connections lost and commands refused.';
 
+CREATE FUNCTION redstream.worker_rows(
+    OUT database      name,
+    OUT pid           integer,
+    OUT kind          text,
+    OUT state         text,
+    OUT last_tick     timestamptz,
+    OUT last_error    text,
+    OUT last_error_at timestamptz)
+    RETURNS SETOF record
+    VOLATILE ROWS 10
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_worker_rows';
+COMMENT ON FUNCTION redstream.worker_rows() IS 'The rows of redstream.workers.';
+
+CREATE VIEW redstream.workers AS SELECT * FROM redstream.worker_rows();
+COMMENT ON VIEW redstream.workers IS
+'The background processes of the server and what they are doing; no rows if redstream is not preloaded.';
+COMMENT ON COLUMN redstream.workers.database IS 'The database it works for; null for sender and launcher, which work for all.';
+COMMENT ON COLUMN redstream.workers.pid IS 'Process id; delayer and trimmer of a database are one process. Null if there is none now.';
+COMMENT ON COLUMN redstream.workers.kind IS 'sender: writes messages to Redis; launcher: keeps a worker running in each database with the extension; delayer: moves delay messages that are due; trimmer: trims streams.';
+COMMENT ON COLUMN redstream.workers.state IS 'starting; waiting for a worker process: max_worker_processes are in use; idle; working; failing: what it did last ended with last_error.';
+COMMENT ON COLUMN redstream.workers.last_tick IS 'When it last began to work; null for the sender, which always does.';
+COMMENT ON COLUMN redstream.workers.last_error IS 'What it last failed with, even if it does no more.';
+COMMENT ON COLUMN redstream.workers.last_error_at IS 'When that was.';
+
+-- ---- for this script -------------------------------------------------------------
+
+CREATE FUNCTION redstream.announce_extension() RETURNS void
+    VOLATILE
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_announce_extension';
+COMMENT ON FUNCTION redstream.announce_extension() IS
+'Called by CREATE EXTENSION: has the launcher look at this database when the transaction has committed.';
+
 -- ---- privileges ------------------------------------------------------------------
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA redstream FROM PUBLIC;
@@ -128,8 +160,8 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA redstream FROM PUBLIC;
 -- function in a trigger of one's own takes USAGE on the schema.
 GRANT EXECUTE ON FUNCTION redstream.capture() TO PUBLIC;
 GRANT USAGE ON SCHEMA redstream TO pg_monitor;
-GRANT SELECT ON redstream.stats TO pg_monitor;
-GRANT EXECUTE ON FUNCTION redstream.stats_row() TO pg_monitor;
+GRANT SELECT ON redstream.stats, redstream.workers TO pg_monitor;
+GRANT EXECUTE ON FUNCTION redstream.stats_row(), redstream.worker_rows() TO pg_monitor;
 
 -- ---- what is missing ---------------------------------------------------------------
 
@@ -142,3 +174,7 @@ BEGIN
     END IF;
 END
 $$;
+
+-- ---- the worker -------------------------------------------------------------------
+
+SELECT redstream.announce_extension();

@@ -2,8 +2,8 @@
  * redstream.c
  *	  The module's entry point: what is set up when the library is loaded.
  *
- * Preloaded, the library has shared memory, the sender and the transaction
- * callbacks.  Loaded by a session alone it has its settings and the functions
+ * Preloaded, the library has shared memory, the sender, the launcher, hooks and the
+ * transaction callbacks.  Loaded by a session alone it has its settings and the functions
  * that look at Redis; a captured write then fails and says what is missing.
  */
 #include "postgres.h"
@@ -14,6 +14,7 @@
 #include "settings.h"
 #include "transaction/transaction.h"
 #include "transport/transport.h"
+#include "worker/worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -27,4 +28,5 @@ _PG_init(void)
 		return;
 	rs_transport_init();
 	rs_transaction_init();
+	rs_worker_init();
 }

@@ -39,7 +39,8 @@ typedef struct RsWorkStream
 typedef struct RsWork
 {
 	MemoryContext context;		/* of all that follows */
-	MemoryContext outside;		/* current before rs_work_begin() */
+	MemoryContext outside;		/* current before rs_work_begin(); the end of a transaction
+								 * would leave TopMemoryContext */
 	bool		own_transactions;	/* the worker, which has none open; a backend has */
 	RsWait		wait;
 	RsConnection *connection;	/* NULL: none */
