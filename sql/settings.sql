@@ -48,6 +48,10 @@ SET redstream.namespace = 'x';
 SET redstream.timeout = '2s';
 SET redstream.password_file = 'x';
 SET redstream.queue_size = '2MB';
+SET redstream.delay = '1s';
+SET redstream.repeat = 'unconfirmed';
+SET redstream.trim_interval = '1s';
+SET redstream.databases = 'shop';
 
 -- checked when set
 ALTER SYSTEM SET redstream.url = '';
@@ -70,11 +74,21 @@ ALTER SYSTEM SET redstream.timeout = '9ms';
 ALTER SYSTEM SET redstream.timeout = '11min';
 ALTER SYSTEM SET redstream.queue_size = '1023kB';
 ALTER SYSTEM SET redstream.queue_size = '2GB';
+ALTER SYSTEM SET redstream.delay = '-1ms';
+ALTER SYSTEM SET redstream.delay = '25d';
+ALTER SYSTEM SET redstream.repeat = 'never';
+ALTER SYSTEM SET redstream.trim_interval = '99ms';
+ALTER SYSTEM SET redstream.databases = 'shop, ';
+ALTER SYSTEM SET redstream.databases = 'shop archive';
 -- accepted (and undone: nothing is reloaded in between)
 ALTER SYSTEM SET redstream.url = 'redis://user@[::1]:6380/15';
 ALTER SYSTEM SET redstream.url = 'unix:///tmp/redis.sock?db=2';
 ALTER SYSTEM SET redstream.url = 'redis://:secret@localhost';
 ALTER SYSTEM RESET redstream.url;
+ALTER SYSTEM SET redstream.delay = '0';
+ALTER SYSTEM RESET redstream.delay;
+ALTER SYSTEM SET redstream.databases = 'shop, "Archive, old"';
+ALTER SYSTEM RESET redstream.databases;
 
 -- nobody else's names
 SET redstream.on_outrage = 'skip';
@@ -93,7 +107,8 @@ SELECT has_schema_privilege('regress_redstream_anyone', 'redstream', 'USAGE');
 GRANT pg_monitor TO regress_redstream_anyone;
 SET ROLE regress_redstream_anyone;
 SELECT connected, since < now() AS since, delay_bytes >= 0 AS delay_bytes, main_bytes >= 0 AS main_bytes,
-    captured >= 0 AS captured, errors >= 0 AS errors
+    captured >= 0 AS captured, moved >= 0 AS moved, dropped >= 0 AS dropped, trimmed >= 0 AS trimmed,
+    expired >= 0 AS expired, errors >= 0 AS errors
 FROM redstream.stats;
 SELECT redstream.stream_size('settings_test');
 SELECT * FROM redstream.peek('settings_test');
