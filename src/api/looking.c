@@ -1,10 +1,6 @@
 /*
  * looking.c
- *	  SQL functions that look: at streams in Redis, at keys, at the counters.
- *
- * Each call that needs Redis has a connection of its own, non-blocking, so that it can
- * be cancelled.  What is malloced belongs to the connection, which is closed on
- * the way out, however that is.
+ *	  SQL functions that look: at one stream in Redis, at keys, at the counters.
  */
 #include "postgres.h"
 
@@ -19,6 +15,7 @@
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
+#include "api/asking.h"
 #include "settings.h"
 #include "stats.h"
 #include "transport/transport.h"
@@ -34,51 +31,13 @@ PG_FUNCTION_INFO_V1(redstream_stats);
 
 #define PEEK_FIRST_PAGE 10		/* entries fetched at a time: grows while they come quickly */
 #define PEEK_LAST_PAGE 500
-#define WAIT_SLICE 100			/* milliseconds */
 
 /* ---- names and keys --------------------------------------------------------------- */
-
-/* An argument in UTF-8, as Redis has it. */
-static char *
-utf8_argument(FunctionCallInfo fcinfo, int number)
-{
-	char	   *value = text_to_cstring(PG_GETARG_TEXT_PP(number));
-
-	return pg_server_to_any(value, strlen(value), PG_UTF8);
-}
-
-static void
-invalid_name(const RsError *error)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_INVALID_NAME),
-			 errmsg("%s", error->text)));
-}
-
-static char *
-stream_argument(FunctionCallInfo fcinfo, int number)
-{
-	char	   *stream = utf8_argument(fcinfo, number);
-	RsError		error;
-
-	if (!rs_redis_stream_name_check(stream, &error))
-		invalid_name(&error);
-	return stream;
-}
-
-/* Text of Redis in the database's encoding. */
-static text *
-text_of_utf8(const char *data, size_t length)
-{
-	char	   *copy = pnstrdup(data, length);
-
-	return cstring_to_text(pg_any_to_server(copy, length, PG_UTF8));
-}
 
 static Datum
 key_datum(const RsKey *key)
 {
-	return PointerGetDatum(text_of_utf8(key->text, key->length));
+	return PointerGetDatum(rs_api_text(key->text, key->length));
 }
 
 Datum
@@ -86,7 +45,7 @@ redstream_stream_key(PG_FUNCTION_ARGS)
 {
 	RsKey		key;
 
-	rs_redis_stream_key(&key, rs_namespace, stream_argument(fcinfo, 0));
+	rs_redis_stream_key(&key, rs_namespace, rs_api_stream_argument(fcinfo, 0));
 	return key_datum(&key);
 }
 
@@ -95,20 +54,17 @@ redstream_delay_key(PG_FUNCTION_ARGS)
 {
 	RsKey		key;
 
-	rs_redis_delay_key(&key, rs_namespace, stream_argument(fcinfo, 0));
+	rs_redis_delay_key(&key, rs_namespace, rs_api_stream_argument(fcinfo, 0));
 	return key_datum(&key);
 }
 
 Datum
 redstream_offset_key(PG_FUNCTION_ARGS)
 {
-	char	   *consumer = utf8_argument(fcinfo, 1);
-	RsError		error;
+	char	   *consumer = rs_api_consumer_argument(fcinfo, 1);
 	RsKey		key;
 
-	if (!rs_redis_consumer_name_check(consumer, &error))
-		invalid_name(&error);
-	rs_redis_offset_key(&key, rs_namespace, stream_argument(fcinfo, 0), consumer);
+	rs_redis_offset_key(&key, rs_namespace, rs_api_stream_argument(fcinfo, 0), consumer);
 	return key_datum(&key);
 }
 
@@ -118,64 +74,12 @@ redstream_lock_key(PG_FUNCTION_ARGS)
 	RsError		error;
 	RsKey		key;
 
-	if (!rs_redis_lock_key(&key, rs_namespace, utf8_argument(fcinfo, 0), &error))
-		invalid_name(&error);
+	if (!rs_redis_lock_key(&key, rs_namespace, rs_api_utf8_argument(fcinfo, 0), &error))
+		rs_api_invalid_name(&error);
 	return key_datum(&key);
 }
 
-/* ---- asking Redis ------------------------------------------------------------------ */
-
-/*
- * Waits for the socket, in slices, and gives up on cancel and termination.  Not
- * WaitLatchOrSocket(): that can throw, past code that holds malloced memory.
- */
-static bool
-wait_for_socket(void *argument, int fd, bool writable, int timeout_ms)
-{
-	return rs_redis_wait_poll(argument, fd, writable, Min(timeout_ms, WAIT_SLICE)) &&
-		!QueryCancelPending && !ProcDiePending;
-}
-
-static void
-redis_failed(const RsError *error)
-{
-	CHECK_FOR_INTERRUPTS();		/* the reason, if there is one */
-	ereport(ERROR,
-			(errcode(ERRCODE_IO_ERROR),
-			 errmsg("could not ask Redis: %s", error->text),
-			 errhint("See redstream.url and redstream.stats.")));
-}
-
-static RsConnection *
-open_connection(void)
-{
-	RsServerInfo info;
-	RsError		error;
-	RsConnection *connection;
-
-	connection = rs_connect_configured("redstream-sql", wait_for_socket, NULL, &info, &error);
-	if (connection == NULL)
-		redis_failed(&error);
-	return connection;
-}
-
-static void
-ask(RsConnection *connection, int count, const char **arguments, RsReply *reply)
-{
-	size_t		lengths[8];
-	RsError		error;
-
-	Assert(count <= (int) lengthof(lengths));
-	for (int i = 0; i < count; i++)
-		lengths[i] = strlen(arguments[i]);
-	if (!rs_redis_command(connection, count, arguments, lengths, rs_timeout, reply, &error))
-		redis_failed(&error);
-	if (reply->type == RS_REPLY_ERROR)
-	{
-		rs_redis_error(&error, "%s: %.*s", arguments[0], (int) reply->length, reply->text);
-		redis_failed(&error);
-	}
-}
+/* ---- streams ------------------------------------------------------------------------ */
 
 Datum
 redstream_stream_size(PG_FUNCTION_ARGS)
@@ -185,13 +89,13 @@ redstream_stream_size(PG_FUNCTION_ARGS)
 	RsKey		key;
 	volatile int64 size = 0;
 
-	rs_redis_stream_key(&key, rs_namespace, stream_argument(fcinfo, 0));
-	connection = open_connection();
+	rs_redis_stream_key(&key, rs_namespace, rs_api_stream_argument(fcinfo, 0));
+	connection = rs_api_connect();
 	PG_TRY();
 	{
 		const char *command[] = {"XLEN", key.text};
 
-		ask(connection, 2, command, &reply);
+		rs_api_ask(connection, 2, command, &reply);
 		size = reply.integer;
 	}
 	PG_FINALLY();
@@ -217,13 +121,13 @@ redstream_max_stream_id(PG_FUNCTION_ARGS)
 	RsKey		key;
 	text	   *volatile id = NULL;
 
-	rs_redis_stream_key(&key, rs_namespace, stream_argument(fcinfo, 0));
-	connection = open_connection();
+	rs_redis_stream_key(&key, rs_namespace, rs_api_stream_argument(fcinfo, 0));
+	connection = rs_api_connect();
 	PG_TRY();
 	{
 		const char *command[] = {"XREVRANGE", key.text, "+", "-", "COUNT", "1"};
 
-		ask(connection, 6, command, &reply);
+		rs_api_ask(connection, 6, command, &reply);
 		if (reply.type == RS_REPLY_ARRAY && reply.tree->elements == 1)
 			id = cstring_to_text_with_len(entry_id(&reply, 0)->str, entry_id(&reply, 0)->len);
 	}
@@ -304,7 +208,7 @@ peek(RsConnection *connection, const RsKey *key, const char *start, const char *
 		RsReply		reply;
 		size_t		entries;
 
-		ask(connection, 6, command, &reply);
+		rs_api_ask(connection, 6, command, &reply);
 		entries = reply.type == RS_REPLY_ARRAY ? reply.tree->elements : 0;
 		for (size_t i = 0; i < entries; i++)
 		{
@@ -322,7 +226,7 @@ peek(RsConnection *connection, const RsKey *key, const char *start, const char *
 Datum
 redstream_peek(PG_FUNCTION_ARGS)
 {
-	char	   *stream = stream_argument(fcinfo, 0);
+	char	   *stream = rs_api_stream_argument(fcinfo, 0);
 	char	   *start = range_argument(fcinfo, 1);
 	char	   *stop = range_argument(fcinfo, 2);
 	int			count = PG_GETARG_INT32(3);
@@ -335,7 +239,7 @@ redstream_peek(PG_FUNCTION_ARGS)
 				 errmsg("count must not be negative")));
 	InitMaterializedSRF(fcinfo, 0);
 	rs_redis_stream_key(&key, rs_namespace, stream);
-	connection = open_connection();
+	connection = rs_api_connect();
 	PG_TRY();
 	{
 		peek(connection, &key, start, stop, count, (ReturnSetInfo *) fcinfo->resultinfo);
