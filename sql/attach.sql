@@ -19,7 +19,8 @@ SELECT redstream.attach('item');
 SELECT redstream.attach('item', 'articles',
     payload => ARRAY['name', 'Prix, total', 'id'],
     columns => ARRAY['Prix, total'],
-    delay => '1 day 90 minutes');
+    delay => '1 day 90 minutes',
+    expiry => '1 week');
 \d item
 SELECT redstream.attach('item', delay => '0');
 SELECT tgname, encode(tgargs, 'escape') AS arguments, tgenabled, tgisinternal
@@ -55,9 +56,12 @@ SELECT redstream.attach('item', columns => ARRAY['name', 'name']);
 SELECT redstream.attach('item', columns => ARRAY[NULL::text]);
 SELECT redstream.attach('item', columns => '{}');
 
--- delays
+-- delays and expiries
 SELECT redstream.attach('item', delay => '-1 second');
 SELECT redstream.attach('item', delay => '1 day -25 hours');
+SELECT redstream.attach('item', expiry => '0');
+SELECT redstream.attach('item', expiry => '-1 day');
+SELECT redstream.attach('item', expiry => '1 month -30 days');
 
 -- stream names
 SELECT redstream.attach('item', '');
@@ -165,7 +169,7 @@ SELECT redstream.attach('item');
 SELECT redstream.detach('item');
 RESET ROLE;
 GRANT EXECUTE ON FUNCTION
-    redstream.attach(regclass, text, text[], text[], interval),
+    redstream.attach(regclass, text, text[], text[], interval, interval),
     redstream.detach(regclass) TO regress_redstream_owner;
 SET ROLE regress_redstream_owner;
 SELECT redstream.attach('item');

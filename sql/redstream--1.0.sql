@@ -15,11 +15,12 @@ CREATE FUNCTION redstream.attach(
     stream  text     DEFAULT NULL,
     payload text[]   DEFAULT NULL,
     columns text[]   DEFAULT NULL,
-    delay   interval DEFAULT NULL)
+    delay   interval DEFAULT NULL,
+    expiry  interval DEFAULT NULL)
     RETURNS void
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_attach';
-COMMENT ON FUNCTION redstream.attach(regclass, text, text[], text[], interval) IS
-'Announces every committed change of the table from now on; replaces an earlier attachment. stream: default the table''s name. payload: columns of the JSON object, default the primary key. columns: announce an UPDATE only if one of these, or the key in the payload, changed. delay: age at which this stream''s delay messages are moved. Raises an error for a table that is not the caller''s, has no primary key and no payload, or is no ordinary or partitioned table.';
+COMMENT ON FUNCTION redstream.attach(regclass, text, text[], text[], interval, interval) IS
+'Announces every committed change of the table from now on; replaces an earlier attachment. stream: default the table''s name. payload: columns of the JSON object, default the primary key. columns: announce an UPDATE only if one of these, or the key in the payload, changed. delay: age at which this stream''s delay messages are moved. expiry: age at which messages are trimmed, read or not. Raises an error for a table that is not the caller''s, has no primary key and no payload, or is no ordinary or partitioned table.';
 
 CREATE FUNCTION redstream.detach(target regclass) RETURNS boolean
     STRICT

@@ -125,20 +125,23 @@ column_list(Relation relation, Datum array, const char *argument)
 	return OidOutputFunctionCall(F_ARRAY_OUT, array);
 }
 
+/* The interval's text form, the same in every session, after a check of its sign. */
 static char *
-delay_text(Datum delay)
+interval_text(Datum interval, const char *argument, bool zero_allowed)
 {
 	Datum		zero = DirectFunctionCall3(interval_in, CStringGetDatum("0"),
 										   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	int			sign = DatumGetInt32(DirectFunctionCall2(interval_cmp, interval, zero));
 	int			nest_level;
 	char	   *text;
 
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, delay, zero)))
+	if (sign < 0 || (sign == 0 && !zero_allowed))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("delay must not be negative")));
+				 zero_allowed ? errmsg("%s must not be negative", argument) :
+				 errmsg("%s must be positive", argument)));
 	nest_level = rs_capture_begin_output(RS_OUTPUT_COMMON);
-	text = DatumGetCString(DirectFunctionCall1(interval_out, delay));
+	text = DatumGetCString(DirectFunctionCall1(interval_out, interval));
 	rs_capture_end_output(nest_level);
 	return text;
 }
@@ -275,7 +278,9 @@ redstream_attach(PG_FUNCTION_ARGS)
 		add_argument(&arguments, "columns",
 					 column_list(relation, PG_GETARG_DATUM(3), "columns"));
 	if (!PG_ARGISNULL(4))
-		add_argument(&arguments, "delay", delay_text(PG_GETARG_DATUM(4)));
+		add_argument(&arguments, "delay", interval_text(PG_GETARG_DATUM(4), "delay", true));
+	if (!PG_ARGISNULL(5))
+		add_argument(&arguments, "expiry", interval_text(PG_GETARG_DATUM(5), "expiry", false));
 
 	SPI_connect();
 	drop_triggers(relation, capture);
