@@ -28,6 +28,27 @@ CREATE FUNCTION redstream.detach(target regclass) RETURNS boolean
 COMMENT ON FUNCTION redstream.detach(regclass) IS
 'Stops announcing changes of the table; false if it was not attached. Raises an error for a table that is not the caller''s.';
 
+-- ---- consuming -----------------------------------------------------------------
+
+CREATE FUNCTION redstream.add_consumer(stream text, consumer text, start text DEFAULT '0-0')
+    RETURNS void
+    VOLATILE STRICT
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_add_consumer';
+COMMENT ON FUNCTION redstream.add_consumer(text, text, text) IS
+'Registers a consumer, so that no message of the stream is trimmed before it has read it, and sets its offset: it reads on behind start, which is "0-0" (everything there is), "$" (only what comes from now on) or an id. Sets the offset of a registered one too, also backwards. Takes effect at once, not with the transaction. Raises invalid_name, invalid_parameter_value for what is no id, io_error if Redis cannot be asked.';
+
+CREATE FUNCTION redstream.drop_consumer(stream text, consumer text) RETURNS boolean
+    VOLATILE STRICT
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_drop_consumer';
+COMMENT ON FUNCTION redstream.drop_consumer(text, text) IS
+'Takes a consumer off the register and forgets its offset: messages are no longer kept for it. False if it was not registered. Takes effect at once, not with the transaction. Raises invalid_name, and io_error if Redis cannot be asked.';
+
+CREATE FUNCTION redstream.max_consumer_id(stream text, consumer text) RETURNS text
+    VOLATILE STRICT
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_max_consumer_id';
+COMMENT ON FUNCTION redstream.max_consumer_id(text, text) IS
+'The last id that the consumer has committed; NULL if there is none. Raises invalid_name, and io_error if Redis cannot be asked.';
+
 -- ---- looking -------------------------------------------------------------------
 
 CREATE FUNCTION redstream.stream_size(stream text) RETURNS bigint
@@ -76,6 +97,88 @@ CREATE FUNCTION redstream.lock_key(name text) RETURNS text
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_lock_key';
 COMMENT ON FUNCTION redstream.lock_key(text) IS
 'Redis key of a lock: of a consumer ("consumer:<stream>:<consumer>") or of a trimmer ("trimmer:<stream>"). Raises invalid_name.';
+
+CREATE FUNCTION redstream.attachment_rows(
+    OUT "table"   regclass,
+    OUT stream    text,
+    OUT payload   text[],
+    OUT columns   text[],
+    OUT condition text,
+    OUT shards    integer,
+    OUT delay     interval,
+    OUT expiry    interval)
+    RETURNS SETOF record
+    STABLE
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_attachments';
+COMMENT ON FUNCTION redstream.attachment_rows() IS 'The rows of redstream.attachments.';
+
+CREATE VIEW redstream.attachments AS SELECT * FROM redstream.attachment_rows();
+COMMENT ON VIEW redstream.attachments IS
+'The attached tables of this database and what attach() was told of each. Does not ask Redis.';
+COMMENT ON COLUMN redstream.attachments."table" IS 'The table; of a partitioned one, its root.';
+COMMENT ON COLUMN redstream.attachments.stream IS 'Where its changes are announced.';
+COMMENT ON COLUMN redstream.attachments.payload IS 'Columns of the payload; NULL: the primary key.';
+COMMENT ON COLUMN redstream.attachments.columns IS 'An UPDATE is announced only if one of these changed; NULL: any column.';
+COMMENT ON COLUMN redstream.attachments.condition IS 'Rows are announced only if this holds; NULL: all.';
+COMMENT ON COLUMN redstream.attachments.shards IS 'Number of streams that the changes are spread over.';
+COMMENT ON COLUMN redstream.attachments.delay IS 'Age at which delay messages are moved; NULL: redstream.delay.';
+COMMENT ON COLUMN redstream.attachments.expiry IS 'Age at which messages are trimmed, read or not; NULL: none.';
+
+CREATE FUNCTION redstream.stream_rows(
+    OUT stream         text,
+    OUT size           bigint,
+    OUT delayed        bigint,
+    OUT oldest_delayed timestamptz,
+    OUT oldest         timestamptz,
+    OUT expiry         interval,
+    OUT delay          interval,
+    OUT bytes          bigint,
+    OUT error          text)
+    RETURNS SETOF record
+    VOLATILE ROWS 100
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_streams';
+COMMENT ON FUNCTION redstream.stream_rows() IS 'The rows of redstream.streams.';
+
+CREATE VIEW redstream.streams AS SELECT * FROM redstream.stream_rows();
+COMMENT ON VIEW redstream.streams IS
+'The streams of this database''s attached tables and what Redis holds of each, as of now. Raises io_error if Redis cannot be asked; what it refuses for one stream is in that one''s row.';
+COMMENT ON COLUMN redstream.streams.stream IS 'The stream.';
+COMMENT ON COLUMN redstream.streams.size IS 'Main messages; 0 if there is no such stream yet, NULL if Redis refused to say.';
+COMMENT ON COLUMN redstream.streams.delayed IS 'Delay messages; 0 if there are none, NULL if Redis refused to say.';
+COMMENT ON COLUMN redstream.streams.oldest_delayed IS 'When the oldest delay message was written, by the clock of Redis.';
+COMMENT ON COLUMN redstream.streams.oldest IS 'When the oldest main message was written, by the clock of Redis.';
+COMMENT ON COLUMN redstream.streams.expiry IS 'Age at which messages are trimmed, read or not; NULL: none. Of several tables on the stream the longest counts, and none is longer.';
+COMMENT ON COLUMN redstream.streams.delay IS 'Age at which delay messages are moved. Of several tables on the stream the shortest of their own counts; without one redstream.delay.';
+COMMENT ON COLUMN redstream.streams.bytes IS 'Memory that main and delay messages take in Redis, as it estimates.';
+COMMENT ON COLUMN redstream.streams.error IS 'What Redis answered for this stream instead, such as WRONGTYPE; NULL if nothing. Columns that it concerns are NULL.';
+
+CREATE FUNCTION redstream.consumer_rows(
+    OUT stream          text,
+    OUT consumer        text,
+    OUT committed_id    text,
+    OUT lag             bigint,
+    OUT lag_seconds     double precision,
+    OUT lock_holder     text,
+    OUT blocks_trimming boolean,
+    OUT lost            bigint,
+    OUT problem         text)
+    RETURNS SETOF record
+    VOLATILE ROWS 100
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_consumers';
+COMMENT ON FUNCTION redstream.consumer_rows() IS 'The rows of redstream.consumers.';
+
+CREATE VIEW redstream.consumers AS SELECT * FROM redstream.consumer_rows();
+COMMENT ON VIEW redstream.consumers IS
+'The registered consumers of this database''s streams, and how far they are, as of now. Raises io_error if Redis cannot be asked; what it refuses for one consumer is in that one''s row.';
+COMMENT ON COLUMN redstream.consumers.stream IS 'The stream.';
+COMMENT ON COLUMN redstream.consumers.consumer IS 'The consumer; NULL: the stream''s register cannot be read, see problem.';
+COMMENT ON COLUMN redstream.consumers.committed_id IS 'Id of the last message that it has committed; NULL if it has not committed any.';
+COMMENT ON COLUMN redstream.consumers.lag IS 'Messages behind the committed id. Counted up to 10000, which means at least so many; who has read nothing of what is there has a lag of all of it, exactly. NULL if not known.';
+COMMENT ON COLUMN redstream.consumers.lag_seconds IS 'Age of the first unread message, by the clock of Redis; 0 if there is none, NULL if not known.';
+COMMENT ON COLUMN redstream.consumers.lock_holder IS 'Who holds the consumer''s lock, and so is at work; NULL: nobody.';
+COMMENT ON COLUMN redstream.consumers.blocks_trimming IS 'Does the trimmer wait for this one? It has no offset, or one with a problem, or it is the slowest of the stream and has unread messages.';
+COMMENT ON COLUMN redstream.consumers.lost IS 'Messages that expired before this consumer had read them.';
+COMMENT ON COLUMN redstream.consumers.problem IS 'What is wrong with the consumer, its offset above all; NULL if nothing.';
 
 CREATE FUNCTION redstream.stats_row(
     OUT connected     boolean,
@@ -161,8 +264,10 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA redstream FROM PUBLIC;
 -- function in a trigger of one's own takes USAGE on the schema.
 GRANT EXECUTE ON FUNCTION redstream.capture() TO PUBLIC;
 GRANT USAGE ON SCHEMA redstream TO pg_monitor;
-GRANT SELECT ON redstream.stats, redstream.workers TO pg_monitor;
-GRANT EXECUTE ON FUNCTION redstream.stats_row(), redstream.worker_rows() TO pg_monitor;
+GRANT SELECT ON redstream.attachments, redstream.streams, redstream.consumers, redstream.stats,
+    redstream.workers TO pg_monitor;
+GRANT EXECUTE ON FUNCTION redstream.attachment_rows(), redstream.stream_rows(),
+    redstream.consumer_rows(), redstream.stats_row(), redstream.worker_rows() TO pg_monitor;
 
 -- ---- what is missing ---------------------------------------------------------------
 

@@ -1,0 +1,140 @@
+/*
+ * attachments.c
+ *	  redstream.attachments: what attach() was told, read from the triggers; and the
+ *	  streams that follow from it.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "nodes/value.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/tuplestore.h"
+
+#include "api/attachments.h"
+#include "capture/capture.h"
+
+PG_FUNCTION_INFO_V1(redstream_attachments);
+
+/* NULL for NULL. */
+static Interval *
+interval_of(const char *text)
+{
+	if (text == NULL)
+		return NULL;
+	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
+												 ObjectIdGetDatum(InvalidOid),
+												 Int32GetDatum(-1)));
+}
+
+/* ---- the view ------------------------------------------------------------------------- */
+
+/* Null for NIL. */
+static Datum
+array_of(List *names, bool *is_null)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * Max(list_length(names), 1));
+	ListCell   *cell;
+
+	*is_null = names == NIL;
+	if (names == NIL)
+		return (Datum) 0;
+	foreach(cell, names)
+		elements[foreach_current_index(cell)] = CStringGetTextDatum(strVal(lfirst(cell)));
+	return PointerGetDatum(construct_array(elements, list_length(names), TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
+static Datum
+interval_datum(const char *text, bool *is_null)
+{
+	*is_null = text == NULL;
+	return PointerGetDatum(interval_of(text));
+}
+
+/* Rows: table, stream, payload, columns, condition, shards, delay, expiry. */
+Datum
+redstream_attachments(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
+	ListCell   *cell;
+
+	InitMaterializedSRF(fcinfo, 0);
+	foreach(cell, rs_capture_attached(rs_capture_function()))
+	{
+		RsAttached *attached = lfirst(cell);
+		RsAttachment *attachment = attached->attachment;
+		Datum		values[8] = {0};
+		bool		nulls[8] = {0};
+
+		values[0] = ObjectIdGetDatum(attached->table);
+		values[1] = CStringGetTextDatum(attachment->stream);
+		values[2] = array_of(attachment->payload, &nulls[2]);
+		values[3] = array_of(attachment->columns, &nulls[3]);
+		nulls[4] = true;
+		values[5] = Int32GetDatum(1);
+		values[6] = interval_datum(attachment->delay, &nulls[6]);
+		values[7] = interval_datum(attachment->expiry, &nulls[7]);
+		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* ---- streams -------------------------------------------------------------------------- */
+
+static int
+compare(const Interval *a, const Interval *b)
+{
+	return DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(a),
+											 IntervalPGetDatum(b)));
+}
+
+static RsApiStream *
+find_stream(List *streams, const char *name)
+{
+	ListCell   *cell;
+
+	foreach(cell, streams)
+	{
+		RsApiStream *stream = lfirst(cell);
+
+		if (strcmp(stream->name, name) == 0)
+			return stream;
+	}
+	return NULL;
+}
+
+List *
+rs_api_attached_streams(void)
+{
+	List	   *streams = NIL;
+	ListCell   *cell;
+
+	foreach(cell, rs_capture_attached(rs_capture_function()))
+	{
+		RsAttachment *attachment = ((RsAttached *) lfirst(cell))->attachment;
+		const char *name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
+		RsApiStream *stream = find_stream(streams, name);
+		Interval   *delay = interval_of(attachment->delay);
+		Interval   *expiry = interval_of(attachment->expiry);
+
+		if (stream == NULL)
+		{
+			stream = palloc(sizeof(RsApiStream));
+			stream->name = pstrdup(name);
+			stream->delay = delay;
+			stream->expiry = expiry;
+			streams = lappend(streams, stream);
+			continue;
+		}
+		if (delay != NULL && (stream->delay == NULL || compare(delay, stream->delay) < 0))
+			stream->delay = delay;
+		if (expiry == NULL || (stream->expiry != NULL && compare(expiry, stream->expiry) > 0))
+			stream->expiry = expiry;
+	}
+	return streams;
+}
