@@ -11,7 +11,8 @@ DATA = sql/redstream--1.0.sql
 OBJS = \
 	src/redstream.o src/identity.o src/processes.o src/settings.o src/stats.o \
 	src/api/asking.o src/api/attach.o src/api/attachments.o src/api/consumers.o \
-	src/api/looking.o src/api/progress.o src/api/streams.o src/api/workers.o \
+	src/api/looking.o src/api/progress.o src/api/running.o src/api/streams.o \
+	src/api/workers.o \
 	src/capture/attached.o src/capture/payload.o src/capture/plan.o src/capture/row.o \
 	src/capture/trigger.o \
 	src/transaction/announce.o src/transaction/log.o src/transaction/stream.o \

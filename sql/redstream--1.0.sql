@@ -49,6 +49,33 @@ CREATE FUNCTION redstream.max_consumer_id(stream text, consumer text) RETURNS te
 COMMENT ON FUNCTION redstream.max_consumer_id(text, text) IS
 'The last id that the consumer has committed; NULL if there is none. Raises invalid_name, and io_error if Redis cannot be asked.';
 
+-- ---- the worker's jobs ------------------------------------------------------------
+
+CREATE FUNCTION redstream.run_delayer()
+    RETURNS TABLE (
+        stream  text,
+        moved   bigint,
+        dropped bigint,
+        held    bigint,
+        locked  boolean,
+        error   text)
+    VOLATILE ROWS 100
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_run_delayer';
+COMMENT ON FUNCTION redstream.run_delayer() IS
+'Moves the due delay messages of this database''s streams to their main streams now, as its worker does all the time. A row for each stream that there was something to do for: messages moved, dropped because they need no announcement, held because their transaction is running; locked: somebody else is at work on it; error: what went wrong. Takes effect at once, not with the transaction. Raises io_error if Redis cannot be asked.';
+
+CREATE FUNCTION redstream.run_trimmer()
+    RETURNS TABLE (
+        stream  text,
+        trimmed bigint,
+        expired bigint,
+        locked  boolean,
+        error   text)
+    VOLATILE ROWS 100
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_run_trimmer';
+COMMENT ON FUNCTION redstream.run_trimmer() IS
+'Trims this database''s streams now, as its worker does from time to time. A row for each stream that there was something to do for: messages trimmed, and of these the ones that expired before every consumer had read them; locked: somebody else is at work on it; error: what went wrong. Takes effect at once, not with the transaction. Raises io_error if Redis cannot be asked.';
+
 -- ---- looking -------------------------------------------------------------------
 
 CREATE FUNCTION redstream.stream_size(stream text) RETURNS bigint
