@@ -73,3 +73,18 @@ rs_redis_next(RsConnection *connection, bool tree, int timeout_ms, RsReply *repl
 	rs_redis_deadline_start(&deadline, timeout_ms);
 	return rs_redis_await_reply(connection, tree, &deadline, "reply from", reply, error);
 }
+
+bool
+rs_redis_time(const RsReply *reply, int64_t *now_ms, RsError *error)
+{
+	const redisReply *tree = reply->tree;
+
+	if (reply->type == RS_REPLY_ERROR)
+		return rs_redis_error(error, "TIME: %.*s", (int) reply->length, reply->text);
+	if (reply->type != RS_REPLY_ARRAY || tree->elements != 2 ||
+		tree->element[0]->type != REDIS_REPLY_STRING || tree->element[1]->type != REDIS_REPLY_STRING)
+		return rs_redis_error(error, "TIME: not a time");
+	*now_ms = strtoll(tree->element[0]->str, NULL, 10) * 1000 +
+		strtoll(tree->element[1]->str, NULL, 10) / 1000;
+	return true;
+}

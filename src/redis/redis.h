@@ -99,11 +99,12 @@ extern void rs_redis_delayer_offset_key(RsKey *key, const char *ns, const char *
 
 /* Ours, which the Ruby library does not know: the set of registered consumers; a hash
  * of what the trimmer remembers of a stream; who speaks for a server, which is
- * "<system identifier>:<timeline>"; the set of the streams that a database has
+ * "<system identifier>:<timeline>"; whether commits of that server did not always wait for the disk; the set of the streams that a database has
  * written to. */
 extern void rs_redis_consumers_key(RsKey *key, const char *ns, const char *stream);
 extern void rs_redis_history_key(RsKey *key, const char *ns, const char *stream);
 extern void rs_redis_server_key(RsKey *key, const char *ns, const char *server);
+extern void rs_redis_async_key(RsKey *key, const char *ns, const char *server);
 extern void rs_redis_streams_key(RsKey *key, const char *ns, uint64_t system, uint32_t database);
 
 /* ---- stream_id.c: ids as two unsigned 64-bit numbers ----------------------- */
@@ -262,6 +263,9 @@ extern bool rs_redis_flush(RsConnection *connection, int timeout_ms, RsError *er
 extern bool rs_redis_next(RsConnection *connection, bool tree, int timeout_ms, RsReply *reply,
 						  RsError *error);
 
+/* The reply to TIME, a tree, in milliseconds; false and an error if it is another one. */
+extern bool rs_redis_time(const RsReply *reply, int64_t *now_ms, RsError *error);
+
 /* ---- lock.c: locks of the contract, and the server key ------------------------- */
 
 #define RS_LOCK_TTL_MS 5000
@@ -273,23 +277,25 @@ extern bool rs_redis_holder_draw(char holder[RS_HOLDER_SIZE]);
 
 /*
  * Takes the lock, or extends it when it is ours already ("taken": true), or finds
- * that somebody else has it (false).  False and an error when Redis could not be asked.
+ * that somebody else has it (false).  Refused by Redis it is not taken either: then "error" has the
+ * reason, and else it is empty.  False and an error when the connection failed.
  */
 extern bool rs_redis_lock_take(RsConnection *connection, const RsKey *lock, const char *holder,
 							   int timeout_ms, bool *taken, RsError *error);
 
-/* Releases the lock if it is still ours, and wakes one who waits for it. */
+/* Releases the lock if it is still ours, and wakes one who waits for it.  Refused by Redis it is left to
+ * expire. */
 extern bool rs_redis_lock_release(RsConnection *connection, const RsKey *lock, const char *holder,
 								  int timeout_ms, RsError *error);
 
 /*
  * Claims a server key for RS_SERVER_TTL_S seconds, or renews the claim.  Replied is 1
  * when it is ours, 0 when another token holds it: the reply to these RS_CLAIM_WORDS
- * arguments, for who has a pipeline.
+ * arguments, for who has a pipeline.  False and an error when the connection failed or Redis refused.
  */
 #define RS_CLAIM_WORDS 6
-extern void rs_redis_claim_words(const RsKey *server, const char *token,
-								 const char *words[RS_CLAIM_WORDS]);
+extern void rs_redis_claim_words(const RsConnection *connection, const RsKey *server,
+								 const char *token, const char *words[RS_CLAIM_WORDS]);
 extern bool rs_redis_claim(RsConnection *connection, const RsKey *server, const char *token,
 						   int timeout_ms, bool *ours, RsError *error);
 

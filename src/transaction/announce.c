@@ -256,7 +256,11 @@ static RsWaitResult
 send_delay_messages(RsPatience *patience, bool wait)
 {
 	RsDelayOutcome outcome;
-	RsWaitResult result = stream_records(patience);
+	RsWaitResult result;
+
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		rs_stream_note_async();
+	result = stream_records(patience);
 
 	if (result == RS_WAIT_DONE && wait)
 		result = await_acknowledgement(patience);

@@ -80,30 +80,53 @@ rs_transaction_stream(const char *name)
 	return nstreams++;
 }
 
-/* Once a process, and again when Redis may have lost it.  A failure is left to the delay
- * messages that follow: they will fail, too. */
-void
-rs_stream_list(int number)
+/*
+ * Has Redis remember something before the delay messages that follow: once a process and, as "told" says, again
+ * when it may have lost it.  A failure is left to the delay messages: they will fail, too.
+ */
+static void
+tell(uint64 *told, const char *verb, const RsKey *key, const char *value)
 {
-	RsStream   *stream = streams[number];
 	uint64		now = rs_transport_doubts() + 1;
 	char		command[RS_KEY_SIZE + RS_NAME_MAX + 64];
-	const char *words[3];
-	RsKey		key;
+	const char *words[] = {verb, key->text, value};
 	RsPatience	patience;
 	RsEntryNumber entry;
 
-	if (stream->listed == now || stream->generation != rs_namespace_generation)
+	if (*told == now)
 		return;
-	rs_redis_streams_key(&key, rs_namespace, GetSystemIdentifier(), MyDatabaseId);
-	words[0] = "SADD";
-	words[1] = key.text;
-	words[2] = stream->name;
 	rs_redis_command_write(command, 3, words, NULL);
 	rs_patience_start(&patience);
 	if (rs_delay_append(command, rs_redis_command_size(3, words, NULL), 1, &patience,
 						&entry) == RS_WAIT_DONE)
-		stream->listed = now;
+		*told = now;
+}
+
+void
+rs_stream_list(int number)
+{
+	RsStream   *stream = streams[number];
+	RsKey		key;
+
+	if (stream->listed == rs_transport_doubts() + 1 ||
+		stream->generation != rs_namespace_generation)
+		return;
+	rs_redis_streams_key(&key, rs_namespace, GetSystemIdentifier(), MyDatabaseId);
+	tell(&stream->listed, "SADD", &key, stream->name);
+}
+
+void
+rs_stream_note_async(void)
+{
+	static uint64 told;
+	static int	generation;
+	RsKey		key;
+
+	if (generation != rs_namespace_generation)
+		told = 0;
+	generation = rs_namespace_generation;
+	rs_redis_async_key(&key, rs_namespace, rs_identity_server());
+	tell(&told, "SET", &key, "1");
 }
 
 size_t

@@ -31,6 +31,10 @@ extern const RsStream *rs_stream(int number);
  */
 extern void rs_stream_list(int number);
 
+/* Makes sure that Redis knows that commits of this server do not all wait for the disk, before one does not.
+ * May wait as well. */
+extern void rs_stream_note_async(void);
+
 /* Bytes of a record's commands; writing them at "out", which has the room,
  * returns the end. */
 extern size_t rs_stream_main_size(const RsRecord *record);

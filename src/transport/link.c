@@ -282,6 +282,23 @@ claim(RsConnection *fresh, RsError *error)
 	return ours || not_ours(error);
 }
 
+/* Delay messages older than the first connection are of a life of the server before this one. */
+static bool
+note_beginning(RsConnection *fresh, RsError *error)
+{
+	const char *words[] = {"TIME"};
+	RsReply		reply;
+	int64		now_ms;
+
+	if (pg_atomic_read_u64(&rs_shared->began_ms) != 0)
+		return true;
+	if (!rs_redis_command(fresh, 1, words, NULL, rs_timeout, &reply, error) ||
+		!rs_redis_time(&reply, &now_ms, error))
+		return false;
+	pg_atomic_write_u64(&rs_shared->began_ms, now_ms);
+	return true;
+}
+
 bool
 rs_link_judge_claim(bool ours)
 {
@@ -315,7 +332,8 @@ rs_link_open(void)
 	if (rs_now() < retry_at)
 		return;
 	fresh = rs_connect_configured("redstream-sender", wait_connecting, NULL, &info, &error);
-	if (fresh != NULL && !(replace_predecessor(fresh, &info, &error) && claim(fresh, &error)))
+	if (fresh != NULL && !(replace_predecessor(fresh, &info, &error) && claim(fresh, &error) &&
+							note_beginning(fresh, &error)))
 	{
 		rs_redis_close(fresh, true);
 		fresh = NULL;

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -112,6 +113,9 @@ appear(void)
 		ResetLatch(MyLatch);
 	}
 	rs_shared->sender_started = rs_now();
+	if (pg_atomic_read_u64(&rs_shared->first_xid) == 0)
+		pg_atomic_write_u64(&rs_shared->first_xid,
+							U64FromFullTransactionId(ReadNextFullTransactionId()));
 	rs_exchange_rewind();
 }
 

@@ -137,6 +137,13 @@ extern bool rs_main_has_passed(RsEntryNumber head);
 extern uint64 rs_transport_doubts(void);
 extern void rs_transport_doubt(void);
 
+/*
+ * Is the transaction of a delay message, written at that time of Redis's clock, one that this server has forgotten
+ * by a crash?  Its id was not assigned yet when the server began, and may have another
+ * transaction now.  It has rolled back, or its commit was asynchronous and is lost.
+ */
+extern bool rs_transport_is_forgotten(uint64 xid, uint64 written_ms);
+
 /* Marks this process as having (or no more having) a captured transaction
  * open, which a sender that shuts down waits for.  Does not throw. */
 extern void rs_transport_set_busy(bool busy);

@@ -17,6 +17,7 @@
 
 #include "identity.h"
 #include "settings.h"
+#include "transport/transport.h"
 #include "worker/chunk.h"
 
 #define CHUNK_BYTES (256 * 1024)	/* aimed at: a millisecond or two of Redis */
@@ -131,9 +132,16 @@ rs_chunk_read(RsChunk *chunk, const RsReply *reply)
 /* ---- judging ---------------------------------------------------------------------------- */
 
 static void
-judge_ours(RsMessage *message, const RsMessage *before)
+judge_ours(RsMessage *message, const RsMessage *before, const RsWork *work)
 {
-	if (before != NULL && before->ours && before->xid == message->xid)
+	/* After a crash: rolled back, unless there are commits that nobody waited for. */
+	if (rs_transport_is_forgotten(message->xid, message->id.ms))
+	{
+		message->fate = work->async ? RS_FATE_MOVE : RS_FATE_DROP;
+		return;
+	}
+	if (before != NULL && before->ours && before->xid == message->xid &&
+		!rs_transport_is_forgotten(before->xid, before->id.ms))
 	{
 		message->fate = before->fate;
 		message->top = before->top;
@@ -183,7 +191,7 @@ judge_all(RsChunk *chunk, RsWork *work, int64 due_ms)
 		RsMessage  *message = &chunk->messages[i];
 
 		if (message->ours)
-			judge_ours(message, i > 0 ? message - 1 : NULL);
+			judge_ours(message, i > 0 ? message - 1 : NULL, work);
 		else
 			chunk->cut = judge_other(message, work, due_ms);
 		if (chunk->cut != RS_CUT_NOT)

@@ -69,17 +69,6 @@ back_off(RsDelayState *state)
 
 /* ---- asking ------------------------------------------------------------------------------ */
 
-/* Redis's clock, in milliseconds. */
-static bool
-read_time(const RsReply *reply, int64 *now_ms)
-{
-	if (reply->type != RS_REPLY_ARRAY || reply->tree->elements != 2)
-		return false;
-	*now_ms = (int64) strtou64(reply->tree->element[0]->str, NULL, 10) * 1000 +
-		(int64) strtou64(reply->tree->element[1]->str, NULL, 10) / 1000;
-	return true;
-}
-
 /* Asks for the clock, and for the first message of each of these streams that is not held. */
 static bool
 ask(RsWork *work, List *streams, RsError *error)
@@ -139,10 +128,9 @@ hear(RsWork *work, List *streams, int64 *now_ms, List **due, RsError *error)
 	ListCell   *cell;
 
 	*due = NIL;
-	if (!rs_redis_next(work->connection, true, rs_timeout, &reply, error))
+	if (!rs_redis_next(work->connection, true, rs_timeout, &reply, error) ||
+		!rs_redis_time(&reply, now_ms, error))
 		return false;
-	if (!read_time(&reply, now_ms))
-		return rs_redis_error(error, "TIME: %.*s", (int) reply.length, reply.text);
 	foreach(cell, streams)
 	{
 		if (!rs_redis_next(work->connection, true, rs_timeout, &reply, error))

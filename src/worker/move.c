@@ -31,6 +31,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include <hiredis/hiredis.h>
 
 #include "utils/memutils.h"
@@ -576,7 +578,7 @@ create_mover(RsWork *work, RsWorkStream *stream, int64 due_ms, RsError *error)
 	mover->report = &stream->reports[RS_JOB_DELAYER];
 	mover->due_ms = due_ms;
 	mover->error = error;
-	mover->turn = CHUNKS_A_TURN;
+	mover->turn = work->own_transactions ? CHUNKS_A_TURN : INT_MAX;	/* a backend has nothing else to do */
 	mover->chunk.count = CHUNK_FIRST;
 	mover->chunk.largest = 0;
 	mover->sent.under_way = false;
@@ -631,7 +633,10 @@ rs_move_due(RsWork *work, RsWorkStream *stream, int64 due_ms, bool *more, RsErro
 	}
 	if (!taken)
 	{
-		stream->reports[RS_JOB_DELAYER].locked = true;
+		if (error->text[0] != '\0')
+			rs_work_report_error(stream, RS_JOB_DELAYER, error->text);
+		else
+			stream->reports[RS_JOB_DELAYER].locked = true;
 		pfree(mover);
 		return true;
 	}

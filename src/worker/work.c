@@ -70,6 +70,22 @@ rs_work_disconnect(RsWork *work)
 	work->claimed_at = 0;
 }
 
+static bool
+ask_async(RsWork *work, RsError *error)
+{
+	RsKey		key;
+	RsReply		reply;
+	const char *words[] = {"EXISTS", key.text};
+
+	rs_redis_async_key(&key, rs_namespace, rs_identity_server());
+	if (!rs_redis_command(work->connection, 2, words, NULL, rs_timeout, &reply, error))
+		return false;
+	if (reply.type == RS_REPLY_ERROR)
+		return rs_redis_error(error, "EXISTS: %.*s", (int) reply.length, reply.text);
+	work->async = reply.integer > 0;
+	return true;
+}
+
 /* Makes sure that this server still speaks for its transactions. */
 static bool
 claim(RsWork *work, RsError *error)
@@ -86,7 +102,7 @@ claim(RsWork *work, RsError *error)
 		return rs_redis_error(error, "another server with the same system identifier uses this Redis: key %s is not ours",
 							  key.text);
 	work->claimed_at = rs_work_now();
-	return true;
+	return ask_async(work, error);
 }
 
 bool

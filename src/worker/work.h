@@ -47,6 +47,8 @@ typedef struct RsWork
 	RsServerInfo server;		/* that it leads to */
 	int			connections;	/* so far */
 	uint64		known_at;		/* when rs_work_know() asked last; 0: never */
+	bool		async;			/* transactions of this server have committed without waiting for
+								 * the disk, some time */
 	uint64		claimed_at;		/* when the server key was last found to be ours */
 	char		holder[RS_HOLDER_SIZE]; /* of all locks taken here */
 	List	   *streams;		/* of RsWorkStream */

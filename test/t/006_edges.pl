@@ -38,23 +38,25 @@ sub arrived
 
 # ---- two-phase commit ---------------------------------------------------------------
 
-like($session->query(q{BEGIN; INSERT INTO item VALUES (1); PREPARE TRANSACTION 'p1'}),
-	qr/^ERROR:  cannot PREPARE a transaction that has changes to announce\nHINT:  Commit in one phase/,
-	'PREPARE after a change is refused');
-is($session->query('SELECT count(*) FROM item; SELECT count(*) FROM pg_prepared_xacts'), "0\n0",
-	'it rolled back');
+# Its delay messages are there before PREPARE is over.  What becomes of them is the delayer's (042_delayer.pl).
+is($session->query(q{BEGIN; INSERT INTO item VALUES (1); PREPARE TRANSACTION 'p1'}), '',
+	'a transaction with changes is prepared');
+is_deeply([ $redis->payloads('redstream:stream:item.delay') ], ['{"id":1}'],
+	'its delay message is written');
+is($session->query(q{COMMIT PREPARED 'p1'; DELETE FROM item}), '', 'and it is committed');
+is(arrived('item'), '{"id":1}', 'the next change is announced; the first has only its delay message');
 is($session->query(q{
 	BEGIN; INSERT INTO plain VALUES (1); PREPARE TRANSACTION 'p2'; COMMIT PREPARED 'p2';
 	BEGIN; INSERT INTO plain VALUES (2); PREPARE TRANSACTION 'p3'; ROLLBACK PREPARED 'p3';}), '',
-	'without a change it is not');
+	'so is one without changes');
 is($session->query(q{
 	BEGIN; SAVEPOINT s; INSERT INTO item VALUES (2); ROLLBACK TO s;
 	INSERT INTO plain VALUES (3); PREPARE TRANSACTION 'p4'; COMMIT PREPARED 'p4';}), '',
-	'nor is it when the change was rolled back');
+	'one whose change was rolled back');
 is($session->query(q{
 	BEGIN; SET LOCAL redstream.enabled = off; INSERT INTO item VALUES (3);
 	PREPARE TRANSACTION 'p5'; COMMIT PREPARED 'p5';}), '',
-	'nor when the trigger was off');
+	'one with the trigger off');
 is($session->query('SELECT id FROM item; SELECT id FROM plain ORDER BY id'), "3\n1\n3",
 	'these committed');
 is(arrived('item'), '', 'nothing was announced');

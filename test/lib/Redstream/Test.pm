@@ -24,7 +24,7 @@ use Time::HiRes qw(sleep time);
 
 my %settling;					# nodes that have what settle() needs
 
-our @EXPORT = qw(new_redis new_node wait_until reconfigure stats sender_pid sessions_waiting crashes settle take announced);
+our @EXPORT = qw(new_redis new_node wait_until reconfigure stats sender_pid process_pid sessions_waiting crashes settle take announced);
 
 # Starts a Redis, with options as in redis.conf.
 sub new_redis
@@ -111,17 +111,19 @@ sub stats
 	return \%stats;
 }
 
-# The sender's process id, undef if there is none.  It is not connected to a
-# database, and so not in pg_stat_activity.
-sub sender_pid
+# The sender's process id, undef if there is none.
+sub sender_pid { return process_pid($_[0], 'redstream sender'); }
+
+# The id of the server's process with this in its title, undef if there is none.
+sub process_pid
 {
-	my ($node) = @_;
+	my ($node, $name) = @_;
 	my ($postmaster) = slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/;
 
 	foreach my $process (glob '/proc/[0-9]*')
 	{
 		my $title = eval { slurp_file("$process/cmdline") } || '';
-		next unless $title =~ /^postgres: .*redstream sender/;
+		next unless $title =~ /^postgres: .*\Q$name\E/;
 		my $stat = eval { slurp_file("$process/stat") } || '';
 		return $1 if $stat =~ /^(\d+) .*\) \S $postmaster /;
 	}
