@@ -249,6 +249,7 @@ register_worker(Database *database)
 	strlcpy(worker.bgw_function_name, "redstream_worker_main", BGW_MAXLEN);
 	snprintf(worker.bgw_name, BGW_MAXLEN, "redstream worker %s", NameStr(database->name));
 	strlcpy(worker.bgw_type, "redstream worker", BGW_MAXLEN);
+	strlcpy(worker.bgw_extra, NameStr(database->name), BGW_EXTRALEN);	/* for its log */
 	worker.bgw_main_arg = ObjectIdGetDatum(database->oid);
 	worker.bgw_notify_pid = MyProcPid;
 	return RegisterDynamicBackgroundWorker(&worker, &database->handle);

@@ -15,7 +15,8 @@ typedef enum RsFinding
 {
 	RS_FINDING_NONE,			/* nothing yet, or it ended before it could look */
 	RS_FINDING_EXTENSION,
-	RS_FINDING_NO_EXTENSION
+	RS_FINDING_NO_EXTENSION,
+	RS_FINDING_ERROR			/* one that ends it, and that is in its lines */
 } RsFinding;
 
 typedef struct RsRegistered

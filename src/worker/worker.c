@@ -168,9 +168,20 @@ note_outage(const RsError *error)
 	end_tick(NULL, error->text);
 	retry_at = rs_work_now() + RETRY_INTERVAL;
 	if (!disconnected)
-		ereport(LOG, (errmsg("redstream: %s cannot ask Redis: %s", MyBgworkerEntry->bgw_name,
-							 error->text)));
+		ereport(LOG, (errmsg("redstream: the worker of database \"%s\" cannot ask Redis: %s",
+							 MyBgworkerEntry->bgw_extra, error->text)));
 	disconnected = true;
+}
+
+static void
+note_recovery(void)
+{
+	if (!disconnected)
+		return;
+	end_tick(NULL, NULL);
+	ereport(LOG, (errmsg("redstream: the worker of database \"%s\" can ask Redis again",
+						 MyBgworkerEntry->bgw_extra)));
+	disconnected = false;
 }
 
 static void
@@ -182,10 +193,8 @@ run(const Job *job)
 	running_job = job;
 	if (job->step(work, &error))
 	{
-		if (disconnected)
-			ereport(LOG, (errmsg("redstream: %s can ask Redis again", MyBgworkerEntry->bgw_name)));
-		disconnected = false;
 		MemoryContextSwitchTo(tick_context);
+		note_recovery();
 		end_tick(job, first_error(job->job));
 	}
 	else
@@ -200,21 +209,25 @@ is_due(const Job *job)
 	return !ShutdownRequestPending && job->due(work) <= rs_work_now();
 }
 
+/* Asks Redis at every tick, were it only for the streams that no table is attached to. */
 static void
 run_what_is_due(void)
 {
 	RsError		error;
 
+	if (rs_work_now() < retry_at)
+		return;
 	pgstat_report_activity(STATE_RUNNING, "asking Redis");
-	for (size_t i = 0; i < lengthof(jobs) && rs_work_now() >= retry_at; i++)
+	if (!rs_work_connect(work, &error) || !rs_work_know(work, &error))
 	{
-		if (!is_due(&jobs[i]))
-			continue;
-		if (rs_work_connect(work, &error) && rs_work_know(work, &error))
-			run(&jobs[i]);
-		else
-			note_outage(&error);
+		note_outage(&error);
+		return;
 	}
+	for (size_t i = 0; i < lengthof(jobs); i++)
+		if (work->connection != NULL && is_due(&jobs[i]))
+			run(&jobs[i]);
+	if (work->connection != NULL)
+		note_recovery();
 }
 
 static void
@@ -233,8 +246,8 @@ tick(void)
 		MemoryContextSwitchTo(work->context);
 		error = CopyErrorData();
 		failed = true;
-		if (serving)
-			end_tick(running_job, error->message);
+		end_tick(running_job, error->message);
+		rs_registry_report(database, RS_FINDING_ERROR);
 		PG_RE_THROW();
 	}
 	PG_END_TRY();

@@ -266,6 +266,34 @@ is(run_as('owner', 'DROP DATABASE b'), '', 'without launcher: DROP works');
 wait_for_no_worker('b');
 $node->safe_psql('postgres', 'DROP TABLESPACE elsewhere');    # for the backup below
 
+# ---- Redis is away -----------------------------------------------------------------------------
+
+my $trouble = qr/the worker of database "two" cannot ask Redis/;
+$log_offset = -s $node->logfile;
+foreach my $way ([ 'stopped', 'stop', 'start' ], [ 'hanging', 'stop_signal', 'cont' ])
+{
+	my ($what, $break, $mend) = @$way;
+
+	$pid = wait_for_worker('two');
+	$redis->$break;
+	wait_until('both jobs to fail', sub {
+		2 == grep { worker_row('two', $_)->{state} eq 'failing' } 'delayer', 'trimmer';
+	});
+	like(worker_row('two', 'delayer')->{error}, qr/redis\.sock/, "Redis $what: redstream.workers says so");
+	$node->safe_psql('postgres', 'CREATE DATABASE b TEMPLATE two');
+	is($node->safe_psql('postgres', 'DROP DATABASE b'), '', "Redis $what: the worker is not in the way");
+	my $new = wait_for_worker('two');
+	isnt($new, $pid, "Redis $what: another one comes");
+	$redis->$mend;
+	wait_until('no job to fail', sub {
+		2 == grep { worker_row('two', $_)->{state} eq 'idle' } 'delayer', 'trimmer';
+	});
+	is(serving('two'), $new, 'Redis is back: it works');
+}
+my @troubles = slurp_file($node->logfile, $log_offset) =~ /$trouble/g;
+cmp_ok(scalar @troubles, '<=', 4, 'the log tells it once for each worker');
+cmp_ok(scalar @troubles, '>=', 2, 'and each time');
+
 # ---- no worker process is free ------------------------------------------------------------------
 
 # One each for the launcher of logical replication, the sender, the launcher, and a worker.
