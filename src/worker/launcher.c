@@ -438,10 +438,12 @@ register_launcher(void)
 	RegisterBackgroundWorker(&worker);
 }
 
+/* pg_upgrade starts servers that must not do anything by themselves. */
 void
 rs_worker_init(void)
 {
 	rs_registry_init();
 	rs_commands_init();
-	register_launcher();
+	if (!IsBinaryUpgrade)
+		register_launcher();
 }
