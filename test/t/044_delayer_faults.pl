@@ -202,8 +202,8 @@ is(arrived(), '1: 2000', 'out of memory: each message is moved once');
 $node->safe_psql('postgres', q{
 	CREATE TABLE other (id integer PRIMARY KEY);
 	SELECT redstream.attach('other')});
+fill(1);
 $redis->command('SET', $main, 'x');
-$redis->command('XADD', $delay, '1000-1', 'payload', '{"id":1}');
 $node->safe_psql('postgres', 'INSERT INTO other VALUES (1)');
 wait_until('the other stream', sub { $redis->command('XLEN', "redstream:stream:other") == 2 });
 is($redis->command('XLEN', $delay), 1, 'one stream in trouble: the others go on');
