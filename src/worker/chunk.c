@@ -2,7 +2,7 @@
  * chunk.c
  *	  Reads messages of a delay stream, and decides what is to become of each.
  *
- * By the xact field of the protocol: of this server's messages PostgreSQL says whether their
+ * src/README.md draws it.  By the xact field of the protocol: of this server's messages PostgreSQL says whether their
  * transaction is running (they stay), was rolled back (they go) or committed; another
  * server that is there sees to its own; all others go by age.
  *
