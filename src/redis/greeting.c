@@ -271,7 +271,6 @@ check_hello(RsConnection *connection, const Greeting *greeting, const RsDeadline
 		return hello_refused(connection, greeting, &reply, error);
 	copy_field(reply.tree, "server", info->software, sizeof(info->software));
 	copy_field(reply.tree, "version", info->version, sizeof(info->version));
-	connection->scripts_have_flags = version_at_least(info->version, 7, 0);
 	return check_version(connection, info, error);
 }
 

@@ -24,7 +24,6 @@ struct RsConnection
 	char	   *target;			/* "host:port" or "unix:/path", for errors */
 	RsWait		wait;
 	void	   *wait_argument;
-	bool		scripts_have_flags; /* Redis 7 and newer */
 
 	/* The last reply that was handed out, or the one being read. */
 	redisReply *tree;

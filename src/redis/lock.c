@@ -14,14 +14,14 @@
 #include "internal.h"
 
 /*
- * KEYS: lock; ARGV: holder, milliseconds.  A lock may be taken when Redis is out of memory: who trims a stream needs
- * one.  Before Redis 7 a script cannot say so (https://redis.io/docs/latest/develop/programmability/lua-api/).
+ * KEYS: lock; ARGV: holder, milliseconds.  Once a script has run a write that needs no memory, Redis
+ * refuses it none of the others for want of memory (scriptVerifyOOM, script.c): the lock of who trims can be had
+ * when Redis is full, which is when it is needed most.
  */
-#define ALLOW_OOM "#!lua flags=allow-oom\n"
 static const char take_script[] =
-ALLOW_OOM
 "local holder = redis.call('GET', KEYS[1])\n"
 "if holder and holder ~= ARGV[1] then return 0 end\n"
+"redis.call('PEXPIRE', KEYS[1], ARGV[2])\n"
 "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])\n"
 "return 1\n";
 
@@ -55,12 +55,6 @@ rs_redis_holder_draw(char holder[RS_HOLDER_SIZE])
 	return true;
 }
 
-static const char *
-take_script_of(const RsConnection *connection)
-{
-	return connection->scripts_have_flags ? take_script : take_script + sizeof(ALLOW_OOM) - 1;
-}
-
 /* Runs a script that answers 1 or 0.  An error reply is no, and told in the error. */
 static bool
 ask(RsConnection *connection, int count, const char *const *words, int timeout_ms, bool *yes,
@@ -82,8 +76,7 @@ bool
 rs_redis_lock_take(RsConnection *connection, const RsKey *lock, const char *holder,
 				   int timeout_ms, bool *taken, RsError *error)
 {
-	const char *words[] = {"EVAL", take_script_of(connection), "1", lock->text, holder,
-	TEXT(RS_LOCK_TTL_MS)};
+	const char *words[] = {"EVAL", take_script, "1", lock->text, holder, TEXT(RS_LOCK_TTL_MS)};
 
 	return ask(connection, 6, words, timeout_ms, taken, error);
 }
@@ -101,11 +94,10 @@ rs_redis_lock_release(RsConnection *connection, const RsKey *lock, const char *h
 }
 
 void
-rs_redis_claim_words(const RsConnection *connection, const RsKey *server, const char *token,
-					 const char *words[RS_CLAIM_WORDS])
+rs_redis_claim_words(const RsKey *server, const char *token, const char *words[RS_CLAIM_WORDS])
 {
 	words[0] = "EVAL";
-	words[1] = take_script_of(connection);
+	words[1] = take_script;
 	words[2] = "1";
 	words[3] = server->text;
 	words[4] = token;
@@ -118,7 +110,7 @@ rs_redis_claim(RsConnection *connection, const RsKey *server, const char *token,
 {
 	const char *words[RS_CLAIM_WORDS];
 
-	rs_redis_claim_words(connection, server, token, words);
+	rs_redis_claim_words(server, token, words);
 	return ask(connection, RS_CLAIM_WORDS, words, timeout_ms, ours, error) &&
 		error->text[0] == '\0';
 }

@@ -294,8 +294,8 @@ extern bool rs_redis_lock_release(RsConnection *connection, const RsKey *lock, c
  * arguments, for who has a pipeline.  False and an error when the connection failed or Redis refused.
  */
 #define RS_CLAIM_WORDS 6
-extern void rs_redis_claim_words(const RsConnection *connection, const RsKey *server,
-								 const char *token, const char *words[RS_CLAIM_WORDS]);
+extern void rs_redis_claim_words(const RsKey *server, const char *token,
+								 const char *words[RS_CLAIM_WORDS]);
 extern bool rs_redis_claim(RsConnection *connection, const RsKey *server, const char *token,
 						   int timeout_ms, bool *ours, RsError *error);
 

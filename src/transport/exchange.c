@@ -244,7 +244,7 @@ queue_claim(void)
 		MemoryContextSwitchTo(old);
 	}
 	rs_redis_server_key(&key, rs_namespace, rs_identity_server());
-	rs_redis_claim_words(rs_link_connection(), &key, rs_identity_token(), words);
+	rs_redis_claim_words(&key, rs_identity_token(), words);
 	resetStringInfo(&command);
 	enlargeStringInfo(&command, rs_redis_command_size(RS_CLAIM_WORDS, words, NULL));
 	command.len = rs_redis_command_write(command.data, RS_CLAIM_WORDS, words, NULL) - command.data;

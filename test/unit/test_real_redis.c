@@ -3,123 +3,30 @@
  *	  The same against a real redis-server, when there is one in PATH: on a
  *	  Unix socket in a directory of its own.
  */
-#include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <hiredis/hiredis.h>
 
 #include "client.h"
+#include "real_server.h"
 #include "unit.h"
-
-typedef struct RealServer
-{
-	char		directory[64];
-	char		url[120];
-	pid_t		pid;
-} RealServer;
-
-static bool
-redis_is_installed(void)
-{
-	return system("redis-server --version >/dev/null 2>&1") == 0;
-}
-
-static void
-start(RealServer *server, const char *password)
-{
-	char		socket_path[100];
-	char		log[100];
-
-	strcpy(server->directory, "/tmp/redstream-unit-XXXXXX");
-	if (mkdtemp(server->directory) == NULL)
-		exit(2);
-	snprintf(socket_path, sizeof(socket_path), "%s/socket", server->directory);
-	snprintf(log, sizeof(log), "%s/log", server->directory);
-	snprintf(server->url, sizeof(server->url), "unix://%s", socket_path);
-
-	fflush(NULL);
-	server->pid = fork();
-	if (server->pid < 0)
-		exit(2);
-	if (server->pid == 0)
-	{
-		execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", socket_path,
-			   "--dir", server->directory, "--logfile", log, "--save", "", "--appendonly", "no",
-			   "--requirepass", password, (char *) NULL);
-		_exit(127);
-	}
-}
-
-static void
-stop(RealServer *server)
-{
-	static const char *const files[] = {"socket", "log"};
-	char		path[120];
-	size_t		i;
-
-	kill(server->pid, SIGKILL);
-	waitpid(server->pid, NULL, 0);
-	for (i = 0; i < 2; i++)
-	{
-		snprintf(path, sizeof(path), "%s/%s", server->directory, files[i]);
-		unlink(path);
-	}
-	rmdir(server->directory);
-}
-
-/* Connects as soon as the server answers. */
-static RsConnection *
-connect_when_up(const RealServer *server, const RsConnectOptions *options, RsServerInfo *info,
-				RsError *error)
-{
-	long long	end = fake_now_ms() + PATIENCE_MS;
-	struct timespec pause = {0, 10000000};
-	RsConnection *connection;
-
-	while ((connection = client_connect(server->url, options, info, error)) == NULL &&
-		   fake_now_ms() < end && waitpid(server->pid, NULL, WNOHANG) == 0)
-		nanosleep(&pause, NULL);
-	return connection;
-}
-
-static bool
-command(RsConnection *connection, const char *words, RsReply *reply)
-{
-	char		copy[200];
-	const char *arguments[16];
-	int			count = 0;
-	char	   *word;
-	RsError		error;
-
-	snprintf(copy, sizeof(copy), "%s", words);
-	for (word = strtok(copy, " "); word != NULL; word = strtok(NULL, " "))
-		arguments[count++] = word;
-	if (rs_redis_command(connection, count, arguments, NULL, PATIENCE_MS, reply, &error))
-		return true;
-	printf("# %s\n", error.text);
-	return false;
-}
 
 static void
 test_stream(RsConnection *connection)
 {
 	RsReply		reply;
 
-	unit_ok(command(connection, "XADD s 5-9 payload {\"id\":1}", &reply) &&
+	unit_ok(real_command(connection, "XADD s 5-9 payload {\"id\":1}", &reply) &&
 			reply.type == RS_REPLY_STRING && client_text_is(&reply, "5-9"), "XADD");
-	unit_ok(command(connection, "XADD s 5-9 payload x", &reply) && reply.type == RS_REPLY_ERROR,
+	unit_ok(real_command(connection, "XADD s 5-9 payload x", &reply) && reply.type == RS_REPLY_ERROR,
 			"XADD of an id that is not newer");
-	unit_ok(command(connection, "XRANGE s - +", &reply) && reply.type == RS_REPLY_ARRAY &&
+	unit_ok(real_command(connection, "XRANGE s - +", &reply) && reply.type == RS_REPLY_ARRAY &&
 			reply.tree->elements == 1 && reply.tree->element[0]->elements == 2 &&
 			strcmp(reply.tree->element[0]->element[1]->element[1]->str, "{\"id\":1}") == 0, "XRANGE");
-	unit_ok(command(connection, "GET nothing", &reply) && reply.type == RS_REPLY_NIL, "a nil");
-	unit_ok(command(connection, "CLIENT GETNAME", &reply) && client_text_is(&reply, "redstream"),
+	unit_ok(real_command(connection, "GET nothing", &reply) && reply.type == RS_REPLY_NIL, "a nil");
+	unit_ok(real_command(connection, "CLIENT GETNAME", &reply) && client_text_is(&reply, "redstream"),
 			"the client's name");
-	unit_ok(command(connection, "CLIENT INFO", &reply) && reply.tree != NULL &&
+	unit_ok(real_command(connection, "CLIENT INFO", &reply) && reply.tree != NULL &&
 			strstr(reply.tree->str, " db=3 ") != NULL && strstr(reply.tree->str, " user=default ") != NULL,
 			"its database and user");
 }
@@ -171,7 +78,7 @@ test_restricted_user(const RealServer *server, RsConnection *admin)
 	RsError		error;
 	RsConnection *connection;
 
-	unit_ok(command(admin, "ACL SETUSER anna on >other +@all -info -client ~*", &reply) &&
+	unit_ok(real_command(admin, "ACL SETUSER anna on >other +@all -info -client ~*", &reply) &&
 			client_text_is(&reply, "OK"), "a user who may not use INFO and CLIENT");
 	memset(&options, 0, sizeof(options));
 	memset(&address, 0, sizeof(address));
@@ -225,16 +132,16 @@ main(void)
 	RsError		error;
 	char		url[200];
 
-	if (!redis_is_installed())
+	if (!real_is_installed())
 	{
 		printf("1..0 # SKIP no redis-server in PATH\n");
 		return 0;
 	}
-	start(&server, "secret");
+	real_start(&server, "secret");
 	memset(&options, 0, sizeof(options));
 	options.password = "secret";
 	options.client_name = "redstream";
-	connection = connect_when_up(&server, &options, &info, &error);
+	connection = real_connect(&server, &options, &info, &error);
 	if (!unit_ok(connection != NULL, "greeting a real server"))
 		printf("# %s\n", error.text);
 	rs_redis_close(connection, false);
@@ -246,15 +153,15 @@ main(void)
 		RsReply		reply;
 
 		unit_ok(strlen(info.run_id) == 40, "run id %s", info.run_id);
-		unit_ok(command(connection, "CLIENT ID", &reply) && reply.integer == info.client_id,
+		unit_ok(real_command(connection, "CLIENT ID", &reply) && reply.integer == info.client_id,
 				"client id %lld", (long long) info.client_id);
 		test_stream(connection);
 		test_pipeline(connection);
 		test_restricted_user(&server, connection);
 		test_refusals(&server);
-		unit_ok(command(connection, "SHUTDOWN NOSAVE", &reply) == false, "the server goes away");
+		unit_ok(real_command(connection, "SHUTDOWN NOSAVE", &reply) == false, "the server goes away");
 	}
 	rs_redis_close(connection, true);
-	stop(&server);
+	real_stop(&server);
 	return unit_done();
 }
