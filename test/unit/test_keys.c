@@ -125,6 +125,31 @@ test_keys(void)
 	same_key(&key, "a:b:redstream:stream:{\xC3\xA4}-0");
 }
 
+/* Those that are made without a lock's name, and those that the Ruby library does not have. */
+static void
+test_more_keys(void)
+{
+	RsKey		key;
+
+	rs_redis_consumer_lock_key(&key, "shop", "products", "search");
+	same_key(&key, "shop:redstream:lock:consumer:products:search");
+	rs_redis_delayer_lock_key(&key, "", "products");
+	same_key(&key, "redstream:lock:consumer:products.delay:delayer");
+	rs_redis_trimmer_lock_key(&key, "shop", "products");
+	same_key(&key, "shop:redstream:lock:trimmer:products");
+	rs_redis_delayer_offset_key(&key, "shop", "products");
+	same_key(&key, "shop:redstream:offset:products.delay:delayer");
+
+	rs_redis_consumers_key(&key, "shop", "products");
+	same_key(&key, "shop:redstream:consumers:products");
+	rs_redis_history_key(&key, "", "{products}");
+	same_key(&key, "redstream:history:{products}");
+	rs_redis_server_key(&key, "shop", "7300000000000000000:1");
+	same_key(&key, "shop:redstream:server:7300000000000000000:1");
+	rs_redis_streams_key(&key, "shop", UINT64_MAX, UINT32_MAX);
+	same_key(&key, "shop:redstream:streams:18446744073709551615:4294967295");
+}
+
 static void
 test_longest(void)
 {
@@ -143,6 +168,10 @@ test_longest(void)
 	unit_ok(key.length == 128 + 1 + 17 + 512 + 6, "the longest delay key fits");
 	rs_redis_offset_key(&key, ns, name, name);
 	unit_ok(key.length == 128 + 1 + 17 + 512 + 1 + 512, "the longest offset key fits");
+	rs_redis_consumer_lock_key(&key, ns, name, name);
+	unit_ok(key.length == 128 + 1 + 24 + 512 + 1 + 512, "the longest consumer's lock key fits");
+	rs_redis_delayer_offset_key(&key, ns, name);
+	unit_ok(key.length == 128 + 1 + 17 + 512 + 6 + 8, "the longest delayer's offset key fits");
 	fill(lock, 1100);
 	unit_ok(rs_redis_lock_key(&key, ns, lock, &error) && key.length == 128 + 1 + 15 + 1100,
 			"the longest lock key fits");
@@ -163,6 +192,7 @@ main(void)
 {
 	test_names();
 	test_keys();
+	test_more_keys();
 	test_longest();
 	return unit_done();
 }

@@ -97,6 +97,24 @@ test_next(void)
 }
 
 static void
+test_previous(void)
+{
+	RsStreamId	id = {6, 1};
+
+	unit_ok(rs_redis_id_previous(&id) && id.ms == 6 && id.seq == 0, "before 6-1");
+	unit_ok(rs_redis_id_previous(&id) && id.ms == 5 && id.seq == MAX,
+			"before the first id of a millisecond");
+	unit_ok(rs_redis_id_next(&id) && id.ms == 6 && id.seq == 0, "and back");
+	id.ms = 0;
+	id.seq = 1;
+	unit_ok(rs_redis_id_previous(&id) && id.ms == 0 && id.seq == 0, "before 0-1");
+	unit_ok(!rs_redis_id_previous(&id) && id.ms == 0 && id.seq == 0, "nothing before 0-0");
+	id.ms = MAX;
+	id.seq = MAX;
+	unit_ok(rs_redis_id_previous(&id) && id.ms == MAX && id.seq == MAX - 1, "before the largest id");
+}
+
+static void
 test_format(void)
 {
 	static const struct
@@ -130,6 +148,7 @@ main(void)
 	test_parse();
 	test_compare();
 	test_next();
+	test_previous();
 	test_format();
 	return unit_done();
 }
