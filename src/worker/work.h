@@ -22,7 +22,7 @@ typedef enum RsJob
 
 #define RS_JOBS 2
 
-/* Both jobs keep what they remember of a stream in its context. */
+/* The jobs keep what they remember of a stream in its context. */
 typedef struct RsWorkStream
 {
 	MemoryContext context;
@@ -31,7 +31,6 @@ typedef struct RsWorkStream
 	int64		expiry_ms;		/* -1: none */
 	bool		attached;		/* else only known: written to once, see rs_work_know() */
 	struct RsDelayState *delay; /* delayer.c's; NULL: nothing remembered */
-	struct RsTrimState *trim;	/* trimmer.c's; NULL: nothing remembered */
 	RsJobReport reports[RS_JOBS];	/* of the last step that looked at the stream */
 	char	   *last_errors[RS_JOBS];	/* of the step before */
 } RsWorkStream;
@@ -53,6 +52,7 @@ typedef struct RsWork
 	char		holder[RS_HOLDER_SIZE]; /* of all locks taken here */
 	List	   *streams;		/* of RsWorkStream */
 	List	   *servers;		/* other servers met in delay streams; servers.c's */
+	uint64		trimmed_at;		/* when the trimmer looked last; 0: never */
 	uint64		held_at;		/* when to look at held messages again; delayer.c's */
 	struct RsConfirmation *confirmation;	/* verdict.c's; NULL: none so far */
 } RsWork;
