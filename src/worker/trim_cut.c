@@ -233,7 +233,7 @@ look_again(Cutter *cutter)
 	cutter->left = cutter->look->length;
 	if (cutter->look->failed)
 		return CUT_FAILED;
-	return cutter->look->trims && !cutter->look->refill ? CUT_FINE : CUT_LEFT;
+	return cutter->look->trims ? CUT_FINE : CUT_LEFT;
 }
 
 static CutEnd

@@ -429,6 +429,20 @@ like(trim(), qr/^aaa_wrong\|0\|0\|f\|XINFO GROUPS: NOPERM [^\n]*$/m, 'no permiss
 $redis->command('ACL', 'SETUSER', 'default', '+xinfo');
 is(trim(), 'aaa_wrong|1|0|f|', 'permitted again');
 
+# What cannot be remembered does not keep a stream from expiring.
+attach('unwritten', q{expiry => '1 hour'});
+fill('unwritten', "$new-1");
+consumer('unwritten', 'a', '0-0');
+is(trim(), '', 'a stream is seen');
+$redis->command('DEL', 'redstream:stream:unwritten');
+fill('unwritten', '5-1', '5-2');
+$redis->command('ACL', 'SETUSER', 'default', '-hset');
+like(trim(), qr/^unwritten\|2\|2\|f\|history: [^\n]+$/, 'another one expires, though that cannot be noted');
+$redis->command('ACL', 'SETUSER', 'default', '+hset');
+is(trim(), '', 'it can again');
+is(history('unwritten', 'last'), '5-2', 'and is');
+detach('unwritten');
+
 # A full Redis is when trimming is needed.
 attach('full', q{expiry => '1 hour'});
 fill('full', map { "5-$_" } 1 .. 50);
