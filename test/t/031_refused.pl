@@ -34,7 +34,8 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM padded'), 0, 'it was not c
 
 my $log = -s $node->logfile;
 
-$redis->command('ACL', 'SETUSER', 'default', 'resetkeys', '~*.delay');
+$redis->command('ACL', 'SETUSER', 'default', 'resetkeys',
+	'~*.delay', '~redstream:streams:*', '~redstream:server:*');
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (2)');
 my $refused = stats($node)->{errors};
 wait_until('a few refusals', sub { stats($node)->{errors} > $refused + 6 });
