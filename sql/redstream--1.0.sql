@@ -168,7 +168,7 @@ COMMENT ON FUNCTION redstream.stream_rows() IS 'The rows of redstream.streams.';
 
 CREATE VIEW redstream.streams AS SELECT * FROM redstream.stream_rows();
 COMMENT ON VIEW redstream.streams IS
-'The streams of this database''s attached tables and what Redis holds of each, as of now. Raises io_error if Redis cannot be asked; what it refuses for one stream is in that one''s row.';
+'The streams that this database''s tables are attached to, and others that it has written to, and what Redis holds of each, as of now. Raises io_error if Redis cannot be asked; what it refuses for one stream is in that one''s row.';
 COMMENT ON COLUMN redstream.streams.stream IS 'The stream.';
 COMMENT ON COLUMN redstream.streams.size IS 'Main messages; 0 if there is no such stream yet, NULL if Redis refused to say.';
 COMMENT ON COLUMN redstream.streams.delayed IS 'Delay messages; 0 if there are none, NULL if Redis refused to say.';

@@ -35,6 +35,12 @@ rs_identity_server(void)
 	return rs_identity_xact_field() + strlen(XACT_PREFIX);
 }
 
+void
+rs_identity_streams_key(RsKey *key, const char *ns)
+{
+	rs_redis_streams_key(key, ns, GetSystemIdentifier(), MyDatabaseId);
+}
+
 const char *
 rs_identity_token(void)
 {

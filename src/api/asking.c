@@ -5,6 +5,8 @@
  */
 #include "postgres.h"
 
+#include <hiredis/hiredis.h>
+
 #include "catalog/namespace.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
@@ -12,6 +14,8 @@
 #include "utils/builtins.h"
 
 #include "api/asking.h"
+#include "capture/capture.h"
+#include "identity.h"
 #include "settings.h"
 
 #define WAIT_SLICE 100			/* milliseconds */
@@ -181,4 +185,42 @@ rs_api_next(RsConnection *connection, RsReply *reply)
 		rs_api_failed(&error);
 	}
 	return false;
+}
+
+/* ---- streams --------------------------------------------------------------------- */
+
+static bool
+is_listed(List *streams, const char *name)
+{
+	ListCell   *cell;
+
+	foreach(cell, streams)
+		if (strcmp(((RsAttachedStream *) lfirst(cell))->name, name) == 0)
+			return true;
+	return false;
+}
+
+List *
+rs_api_streams(RsConnection *connection)
+{
+	List	   *attached = rs_capture_streams(rs_capture_function());
+	List	   *streams = list_copy(attached);
+	RsKey		key;
+	RsReply		reply;
+
+	rs_identity_streams_key(&key, rs_namespace);
+	rs_api_ask(connection, 2, (const char *[]) {"SMEMBERS", key.text}, &reply);
+	for (size_t i = 0; i < (size_t) reply.tree->elements; i++)
+	{
+		const char *name = reply.tree->element[i]->str;
+		RsAttachedStream *stream;
+		RsError		ignored;
+
+		if (is_listed(attached, name) || !rs_redis_stream_name_check(name, &ignored))
+			continue;
+		stream = palloc0(sizeof(RsAttachedStream));
+		stream->name = pstrdup(name);
+		streams = lappend(streams, stream);
+	}
+	return streams;
 }

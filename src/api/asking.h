@@ -10,6 +10,7 @@
 #define RS_API_ASKING_H
 
 #include "fmgr.h"
+#include "nodes/pg_list.h"
 
 #include "redis/redis.h"
 
@@ -53,5 +54,11 @@ extern void rs_api_ask(RsConnection *connection, int count, const char *const *w
  */
 extern void rs_api_flush(RsConnection *connection);
 extern bool rs_api_next(RsConnection *connection, RsReply *reply);
+
+/*
+ * The streams of this database, a list of RsAttachedStream (capture.h) in the current memory context: those
+ * that tables are attached to, and those that it has written to otherwise or before.  Raises io_error.
+ */
+extern List *rs_api_streams(RsConnection *connection);
 
 #endif							/* RS_API_ASKING_H */

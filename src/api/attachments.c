@@ -1,37 +1,20 @@
 /*
  * attachments.c
- *	  redstream.attachments: what attach() was told, read from the triggers; and the
- *	  streams that follow from it.
+ *	  redstream.attachments: what attach() was told, read from the triggers.
  */
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "nodes/value.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/tuplestore.h"
 
-#include "api/attachments.h"
 #include "capture/capture.h"
 
 PG_FUNCTION_INFO_V1(redstream_attachments);
-
-/* NULL for NULL. */
-static Interval *
-interval_of(const char *text)
-{
-	if (text == NULL)
-		return NULL;
-	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
-												 ObjectIdGetDatum(InvalidOid),
-												 Int32GetDatum(-1)));
-}
-
-/* ---- the view ------------------------------------------------------------------------- */
 
 /* Null for NIL. */
 static Datum
@@ -53,7 +36,7 @@ static Datum
 interval_datum(const char *text, bool *is_null)
 {
 	*is_null = text == NULL;
-	return PointerGetDatum(interval_of(text));
+	return PointerGetDatum(rs_capture_interval(text));
 }
 
 /* Rows: table, stream, payload, columns, condition, shards, delay, expiry. */
@@ -82,59 +65,4 @@ redstream_attachments(PG_FUNCTION_ARGS)
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;
-}
-
-/* ---- streams -------------------------------------------------------------------------- */
-
-static int
-compare(const Interval *a, const Interval *b)
-{
-	return DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(a),
-											 IntervalPGetDatum(b)));
-}
-
-static RsApiStream *
-find_stream(List *streams, const char *name)
-{
-	ListCell   *cell;
-
-	foreach(cell, streams)
-	{
-		RsApiStream *stream = lfirst(cell);
-
-		if (strcmp(stream->name, name) == 0)
-			return stream;
-	}
-	return NULL;
-}
-
-List *
-rs_api_attached_streams(void)
-{
-	List	   *streams = NIL;
-	ListCell   *cell;
-
-	foreach(cell, rs_capture_attached(rs_capture_function()))
-	{
-		RsAttachment *attachment = ((RsAttached *) lfirst(cell))->attachment;
-		const char *name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
-		RsApiStream *stream = find_stream(streams, name);
-		Interval   *delay = interval_of(attachment->delay);
-		Interval   *expiry = interval_of(attachment->expiry);
-
-		if (stream == NULL)
-		{
-			stream = palloc(sizeof(RsApiStream));
-			stream->name = pstrdup(name);
-			stream->delay = delay;
-			stream->expiry = expiry;
-			streams = lappend(streams, stream);
-			continue;
-		}
-		if (delay != NULL && (stream->delay == NULL || compare(delay, stream->delay) < 0))
-			stream->delay = delay;
-		if (expiry == NULL || (stream->expiry != NULL && compare(expiry, stream->expiry) > 0))
-			stream->expiry = expiry;
-	}
-	return streams;
 }

@@ -25,7 +25,7 @@
 #include "utils/tuplestore.h"
 
 #include "api/asking.h"
-#include "api/attachments.h"
+#include "capture/capture.h"
 #include "settings.h"
 
 PG_FUNCTION_INFO_V1(redstream_consumers);
@@ -150,7 +150,7 @@ list_registered(RsConnection *connection, List *attached)
 		Stream	   *stream = palloc0(sizeof(Stream));
 		RsKey		key;
 
-		stream->name = ((RsApiStream *) lfirst(cell))->name;
+		stream->name = ((RsAttachedStream *) lfirst(cell))->name;
 		streams = lappend(streams, stream);
 		rs_redis_consumers_key(&key, rs_namespace, stream->name);
 		rs_redis_queue(connection, 2, (const char *[]) {"SMEMBERS", key.text}, NULL);
@@ -425,9 +425,9 @@ put_row(ReturnSetInfo *result, const Stream *stream, const Consumer *consumer, d
 }
 
 static void
-look(RsConnection *connection, List *attached, ReturnSetInfo *result)
+look(RsConnection *connection, List *all, ReturnSetInfo *result)
 {
-	List	   *streams = list_registered(connection, attached);
+	List	   *streams = list_registered(connection, all);
 	double		now;
 	ListCell   *cell;
 	ListCell   *inner;
@@ -445,14 +445,13 @@ look(RsConnection *connection, List *attached, ReturnSetInfo *result)
 Datum
 redstream_consumers(PG_FUNCTION_ARGS)
 {
-	List	   *attached = rs_api_attached_streams();
 	RsConnection *connection;
 
 	InitMaterializedSRF(fcinfo, 0);
 	connection = rs_api_connect();
 	PG_TRY();
 	{
-		look(connection, attached, (ReturnSetInfo *) fcinfo->resultinfo);
+		look(connection, rs_api_streams(connection), (ReturnSetInfo *) fcinfo->resultinfo);
 	}
 	PG_FINALLY();
 	{

@@ -15,7 +15,7 @@
 #include "utils/tuplestore.h"
 
 #include "api/asking.h"
-#include "api/attachments.h"
+#include "capture/capture.h"
 #include "settings.h"
 
 PG_FUNCTION_INFO_V1(redstream_streams);
@@ -99,7 +99,7 @@ take_key(RsConnection *connection, Row *row, int size_column, int oldest_column)
 }
 
 static void
-take_row(RsConnection *connection, const RsApiStream *stream, Row *row)
+take_row(RsConnection *connection, const RsAttachedStream *stream, Row *row)
 {
 	int64		main_bytes;
 	int64		delay_bytes;
@@ -125,7 +125,7 @@ Datum
 redstream_streams(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
-	List	   *streams = rs_api_attached_streams();
+	List	   *streams;
 	RsConnection *connection;
 	ListCell   *cell;
 
@@ -133,8 +133,9 @@ redstream_streams(PG_FUNCTION_ARGS)
 	connection = rs_api_connect();
 	PG_TRY();
 	{
+		streams = rs_api_streams(connection);
 		foreach(cell, streams)
-			queue_questions(connection, ((RsApiStream *) lfirst(cell))->name);
+			queue_questions(connection, ((RsAttachedStream *) lfirst(cell))->name);
 		rs_api_flush(connection);
 		foreach(cell, streams)
 		{

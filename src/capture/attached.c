@@ -11,11 +11,13 @@
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "mb/pg_wchar.h"
 #include "nodes/value.h"
 #include "parser/parse_func.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
 #include "utils/rel.h"
 
 #include "capture/capture.h"
@@ -135,6 +137,70 @@ rs_capture_attached(Oid capture)
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
 	return attached;
+}
+
+Interval *
+rs_capture_interval(const char *text)
+{
+	if (text == NULL)
+		return NULL;
+	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
+												 ObjectIdGetDatum(InvalidOid),
+												 Int32GetDatum(-1)));
+}
+
+static int
+compare(const Interval *a, const Interval *b)
+{
+	return DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(a),
+											 IntervalPGetDatum(b)));
+}
+
+static int
+compare_names(const ListCell *a, const ListCell *b)
+{
+	return strcmp(((RsAttachedStream *) lfirst(a))->name, ((RsAttachedStream *) lfirst(b))->name);
+}
+
+/* What two attachments of one stream come to. */
+static void
+combine(RsAttachedStream *stream, const RsAttachedStream *other)
+{
+	if (other->delay != NULL && (stream->delay == NULL || compare(other->delay, stream->delay) < 0))
+		stream->delay = other->delay;
+	if (other->expiry == NULL ||
+		(stream->expiry != NULL && compare(other->expiry, stream->expiry) > 0))
+		stream->expiry = other->expiry;
+}
+
+List *
+rs_capture_streams(Oid capture)
+{
+	List	   *all = NIL;
+	List	   *streams = NIL;
+	ListCell   *cell;
+
+	foreach(cell, rs_capture_attached(capture))
+	{
+		RsAttachment *attachment = ((RsAttached *) lfirst(cell))->attachment;
+		RsAttachedStream *stream = palloc(sizeof(RsAttachedStream));
+
+		stream->name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
+		stream->delay = rs_capture_interval(attachment->delay);
+		stream->expiry = rs_capture_interval(attachment->expiry);
+		all = lappend(all, stream);
+	}
+	list_sort(all, compare_names);
+	foreach(cell, all)
+	{
+		RsAttachedStream *stream = lfirst(cell);
+
+		if (streams != NIL && strcmp(((RsAttachedStream *) llast(streams))->name, stream->name) == 0)
+			combine(llast(streams), stream);
+		else
+			streams = lappend(streams, stream);
+	}
+	return streams;
 }
 
 Oid

@@ -9,6 +9,7 @@
 
 #include "nodes/pg_list.h"
 #include "utils/relcache.h"
+#include "utils/timestamp.h"
 
 /* What the arguments of a trigger say: names and values in turn. */
 typedef struct RsAttachment
@@ -39,6 +40,23 @@ extern RsAttachment *rs_capture_read_arguments(int count, char **arguments);
  * "capture" is the trigger function's OID.
  */
 extern List *rs_capture_attached(Oid capture);
+
+/* The interval of an attachment; NULL for NULL. */
+extern Interval *rs_capture_interval(const char *text);
+
+/* A stream that tables are attached to, with what holds for all of them. */
+typedef struct RsAttachedStream
+{
+	char	   *name;			/* in UTF-8 */
+	Interval   *delay;			/* NULL: redstream.delay */
+	Interval   *expiry;			/* NULL: none */
+} RsAttachedStream;
+
+/*
+ * Those of the database, a list of RsAttachedStream in the current memory context, each once.  Of two tables
+ * on one stream the shorter delay counts, and the longer expiry; none at all is the longest.
+ */
+extern List *rs_capture_streams(Oid capture);
 
 /* The OID of redstream.capture() in this database; InvalidOid if the extension is not there. */
 extern Oid	rs_capture_function(void);

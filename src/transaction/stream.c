@@ -8,8 +8,6 @@
  */
 #include "postgres.h"
 
-#include "access/xlog.h"
-#include "miscadmin.h"
 #include "utils/memutils.h"
 
 #include "identity.h"
@@ -111,7 +109,7 @@ rs_stream_list(int number)
 	if (stream->listed == rs_transport_doubts() + 1 ||
 		stream->generation != rs_namespace_generation)
 		return;
-	rs_redis_streams_key(&key, rs_namespace, GetSystemIdentifier(), MyDatabaseId);
+	rs_identity_streams_key(&key, rs_namespace);
 	tell(&stream->listed, "SADD", &key, stream->name);
 }
 

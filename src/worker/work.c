@@ -8,10 +8,6 @@
 #include <hiredis/hiredis.h>
 
 #include "access/xact.h"
-#include "access/xlog.h"
-#include "mb/pg_wchar.h"
-#include "miscadmin.h"
-#include "utils/fmgrprotos.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -186,17 +182,12 @@ rs_work_end(RsWork *work)
 
 /* ---- streams ------------------------------------------------------------------------- */
 
-/* Milliseconds of an interval's text; a month has 30 days. */
+/* Milliseconds of an interval; a month has 30 days.  -1 for NULL. */
 static int64
-milliseconds(const char *text)
+milliseconds(const Interval *interval)
 {
-	Interval   *interval;
-
-	if (text == NULL)
+	if (interval == NULL)
 		return -1;
-	interval = DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
-													 ObjectIdGetDatum(InvalidOid),
-													 Int32GetDatum(-1)));
 	return interval->time / 1000 +
 		(interval->day + (int64) interval->month * DAYS_PER_MONTH) * (SECS_PER_DAY * INT64CONST(1000));
 }
@@ -232,24 +223,6 @@ add_stream(RsWork *work, const char *name)
 	return stream;
 }
 
-/* Of two attachments of one stream the shorter delay counts, and the longer expiry. */
-static void
-list_stream(RsWork *work, const RsAttachment *attachment)
-{
-	const char *name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
-	RsWorkStream *stream = find_stream(work, name);
-	int64		delay_ms = milliseconds(attachment->delay);
-	int64		expiry_ms = milliseconds(attachment->expiry);
-
-	if (stream == NULL)
-		stream = add_stream(work, name);
-	if (!stream->attached || (delay_ms >= 0 && (stream->delay_ms < 0 || delay_ms < stream->delay_ms)))
-		stream->delay_ms = delay_ms;
-	if (!stream->attached || expiry_ms < 0 || (stream->expiry_ms >= 0 && expiry_ms > stream->expiry_ms))
-		stream->expiry_ms = expiry_ms;
-	stream->attached = true;
-}
-
 bool
 rs_work_refresh(RsWork *work)
 {
@@ -265,11 +238,18 @@ rs_work_refresh(RsWork *work)
 	{
 		RsWorkStream *stream = lfirst(cell);
 
-		stream->attached = false;
 		stream->delay_ms = stream->expiry_ms = -1;
 	}
-	foreach(cell, rs_capture_attached(capture))
-		list_stream(work, ((RsAttached *) lfirst(cell))->attachment);
+	foreach(cell, rs_capture_streams(capture))
+	{
+		RsAttachedStream *attached = lfirst(cell);
+		RsWorkStream *stream = find_stream(work, attached->name);
+
+		if (stream == NULL)
+			stream = add_stream(work, attached->name);
+		stream->delay_ms = milliseconds(attached->delay);
+		stream->expiry_ms = milliseconds(attached->expiry);
+	}
 	return true;
 }
 
@@ -282,7 +262,7 @@ rs_work_know(RsWork *work, RsError *error)
 
 	if (work->known_at != 0 && rs_work_now() < work->known_at + KNOW_INTERVAL)
 		return true;
-	rs_redis_streams_key(&key, rs_namespace, GetSystemIdentifier(), MyDatabaseId);
+	rs_identity_streams_key(&key, rs_namespace);
 	if (!rs_work_ask(work, 2, words, &reply, error))
 		return false;
 	if (reply.type != RS_REPLY_ARRAY)

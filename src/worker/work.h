@@ -29,7 +29,6 @@ typedef struct RsWorkStream
 	char	   *name;			/* in UTF-8 */
 	int64		delay_ms;		/* -1: redstream.delay */
 	int64		expiry_ms;		/* -1: none */
-	bool		attached;		/* else only known: written to once, see rs_work_know() */
 	struct RsDelayState *delay; /* delayer.c's; NULL: nothing remembered */
 	RsJobReport reports[RS_JOBS];	/* of the last step that looked at the stream */
 	char	   *last_errors[RS_JOBS];	/* of the step before */

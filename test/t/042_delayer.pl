@@ -234,6 +234,8 @@ $node->safe_psql('postgres', q{
 	SELECT redstream.detach('brief');
 });
 $node->restart;
+is($node->safe_psql('postgres', q{SELECT count(*) FROM redstream.streams WHERE stream = 'brief'}), 1,
+	'a stream without a table is shown');
 emptied('brief');
 is(count('brief', '{"id":1}'), 2, 'what was written before detach() is announced after it');
 
