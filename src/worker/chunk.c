@@ -199,11 +199,12 @@ judge_all(RsChunk *chunk, RsWork *work, int64 due_ms)
 	}
 }
 
-/* Is one of ours to be announced that is not, for certain, announced already? */
+/* Is one of ours to be announced that is not, for certain, announced already?  Cuts the chunk where it
+ * cannot be said yet. */
 static bool
-has_unconfirmed(const RsChunk *chunk, RsWork *work)
+has_unconfirmed(RsChunk *chunk, RsWork *work)
 {
-	RsConfirmation *confirmation = NULL;
+	bool		certain = false;
 
 	for (int i = 0; i < chunk->nmessages; i++)
 	{
@@ -213,9 +214,13 @@ has_unconfirmed(const RsChunk *chunk, RsWork *work)
 			return true;
 		if (message->fate != RS_FATE_CONFIRMED)
 			continue;
-		if (confirmation == NULL)
-			confirmation = rs_confirmation_get(work);
-		if (confirmation->horizon == 0 || message->xid < confirmation->horizon)
+		if (message->xid >= work->confirmation->horizon && !certain &&
+			!(certain = rs_confirmation_await(work)))
+		{
+			chunk->cut = RS_CUT_DUE;
+			chunk->nmessages = i;
+		}
+		else if (message->xid < work->confirmation->horizon)
 			return true;
 	}
 	return false;

@@ -50,18 +50,22 @@ extern RsVerdict rs_verdict(uint64 xid, uint64 *top);
 
 /*
  * What is certain of main messages: those of transactions that are seen as committed and are not older than
- * "horizon" have been acknowledged by Redis.
+ * "horizon" have been acknowledged by Redis, once rs_confirmation_await() has returned true.
  */
 typedef struct RsConfirmation
 {
-	uint64		horizon;		/* 0: nothing is certain */
+	uint64		horizon;		/* 0: not reckoned yet */
 	uint64		doubts;			/* rs_transport_doubts() when that was reckoned */
 	char		run_id[sizeof(((RsServerInfo *) 0)->run_id)];
+	uint64		stuck_since;	/* when the lane was first waited for in vain; 0: it was not */
 } RsConfirmation;
 
-/* That, for transactions that were seen as committed before this call; may wait for the sender, a second at
- * most. */
-extern RsConfirmation *rs_confirmation_get(RsWork *work);
+/* Reckons the horizon anew if there is a new doubt; with a connection. */
+extern void rs_confirmation_refresh(RsWork *work);
+
+/* Makes it hold for all transactions that were seen as committed before this call.  False: not now, as the
+ * sender has not caught up. */
+extern bool rs_confirmation_await(RsWork *work);
 
 /* ---- held.c ---------------------------------------------------------------------- */
 

@@ -201,6 +201,8 @@ rs_delayer_step(RsWork *work, RsError *error)
 
 	if (!rs_servers_ask(work, error))
 		return false;
+	if (rs_repeat == RS_REPEAT_UNCONFIRMED)
+		rs_confirmation_refresh(work);
 	work->held_at = rs_work_now() + HELD_INTERVAL;
 	foreach(cell, work->streams)
 	{

@@ -18,7 +18,6 @@
 #include "access/clog.h"
 #include "access/subtrans.h"
 #include "access/transam.h"
-#include "miscadmin.h"
 #include "postmaster/interrupt.h"
 #include "storage/lwlock.h"
 #include "storage/procarray.h"
@@ -27,7 +26,8 @@
 #include "worker/delay.h"
 
 #define POLL_INTERVAL 500		/* microseconds */
-#define LANE_PATIENCE 1000000	/* microseconds; normally it takes a few hundred */
+#define LANE_PATIENCE 200000	/* microseconds; normally it takes a few hundred */
+#define STUCK_PATIENCE 10000000	/* after which the lane is not waited for any more */
 
 /* The full id of a transaction that is not newer than the other one. */
 static uint64
@@ -72,7 +72,7 @@ rs_verdict(uint64 xid, uint64 *top)
 
 /* ---- confirmation -------------------------------------------------------------------- */
 
-/* Waits until the main lane is empty of what is in it now. */
+/* Is the main lane empty of what is in it now?  Waits a little for that. */
 static bool
 await_lane(void)
 {
@@ -81,15 +81,15 @@ await_lane(void)
 
 	while (!rs_main_has_passed(head))
 	{
-		if (rs_work_now() > end || InterruptPending || ShutdownRequestPending)
+		if (rs_work_now() > end || ShutdownRequestPending)
 			return false;
 		pg_usleep(POLL_INTERVAL);
 	}
 	return true;
 }
 
-RsConfirmation *
-rs_confirmation_get(RsWork *work)
+void
+rs_confirmation_refresh(RsWork *work)
 {
 	RsConfirmation *confirmation = work->confirmation;
 	const char *run_id = work->server.run_id;
@@ -98,17 +98,35 @@ rs_confirmation_get(RsWork *work)
 	if (confirmation == NULL)
 		confirmation = work->confirmation =
 			MemoryContextAllocZero(work->context, sizeof(RsConfirmation));
-	if (!rs_transport_ready() || run_id[0] == '\0' || !await_lane())
+	if (!rs_transport_ready() || run_id[0] == '\0')
 	{
-		confirmation->horizon = 0;
-		return confirmation;
+		confirmation->horizon = PG_UINT64_MAX;
+		return;
 	}
 	doubts = rs_transport_doubts();
 	if (confirmation->horizon != 0 && confirmation->doubts == doubts &&
 		strcmp(confirmation->run_id, run_id) == 0)
-		return confirmation;
+		return;
 	confirmation->horizon = U64FromFullTransactionId(ReadNextFullTransactionId());
 	confirmation->doubts = doubts;
 	strlcpy(confirmation->run_id, run_id, sizeof(confirmation->run_id));
-	return confirmation;
+}
+
+bool
+rs_confirmation_await(RsWork *work)
+{
+	RsConfirmation *confirmation = work->confirmation;
+
+	if (await_lane())
+	{
+		confirmation->stuck_since = 0;
+		rs_confirmation_refresh(work);
+		return true;
+	}
+	if (confirmation->stuck_since == 0)
+		confirmation->stuck_since = rs_work_now();
+	if (rs_work_now() < confirmation->stuck_since + STUCK_PATIENCE)
+		return false;
+	confirmation->horizon = U64FromFullTransactionId(ReadNextFullTransactionId());
+	return true;
 }
