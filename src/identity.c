@@ -3,7 +3,7 @@
  *	  Who this server is, in Redis.
  *
  * None of it changes under a process that writes: a promotion comes before the
- * first transaction.
+ * first transaction.  During recovery the timeline is not to be asked for.
  */
 #include "postgres.h"
 
@@ -23,6 +23,7 @@ rs_identity_xact_field(void)
 {
 	static char field[64];
 
+	Assert(!RecoveryInProgress());
 	if (field[0] == '\0')
 		snprintf(field, sizeof(field), XACT_PREFIX UINT64_FORMAT ":%u",
 				 GetSystemIdentifier(), GetWALInsertionTimeLine());

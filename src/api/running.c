@@ -7,6 +7,7 @@
 
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
 #include "utils/tuplestore.h"
 
 #include "api/asking.h"
@@ -61,6 +62,7 @@ put_trimmed(void *argument, const RsJobReport *report)
 Datum
 redstream_run_delayer(PG_FUNCTION_ARGS)
 {
+	PreventCommandDuringRecovery("redstream.run_delayer()");
 	InitMaterializedSRF(fcinfo, 0);
 	rs_worker_run_delayer(rs_api_wait, put_delayed, fcinfo->resultinfo);
 	return (Datum) 0;
@@ -69,6 +71,7 @@ redstream_run_delayer(PG_FUNCTION_ARGS)
 Datum
 redstream_run_trimmer(PG_FUNCTION_ARGS)
 {
+	PreventCommandDuringRecovery("redstream.run_trimmer()");
 	InitMaterializedSRF(fcinfo, 0);
 	rs_worker_run_trimmer(rs_api_wait, put_trimmed, fcinfo->resultinfo);
 	return (Datum) 0;

@@ -85,7 +85,7 @@ rs_transaction_stream(const char *name)
 static void
 tell(uint64 *told, const char *verb, const RsKey *key, const char *value)
 {
-	uint64		now = rs_transport_doubts() + 1;
+	uint64		now = rs_transport_redis() + 1;
 	char		command[RS_KEY_SIZE + RS_NAME_MAX + 64];
 	const char *words[] = {verb, key->text, value};
 	RsPatience	patience;
@@ -106,7 +106,7 @@ rs_stream_list(int number)
 	RsStream   *stream = streams[number];
 	RsKey		key;
 
-	if (stream->listed == rs_transport_doubts() + 1 ||
+	if (stream->listed == rs_transport_redis() + 1 ||
 		stream->generation != rs_namespace_generation)
 		return;
 	rs_identity_streams_key(&key, rs_namespace);

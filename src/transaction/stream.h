@@ -13,7 +13,7 @@ typedef struct RsStream
 {
 	char	   *name;
 	int			generation;		/* of the namespace the keys were made with */
-	uint64		listed;			/* rs_transport_doubts() when it was, plus 1; 0: never */
+	uint64		listed;			/* rs_transport_redis() when it was, plus 1; 0: never */
 	RsKey		stream_key;
 	RsKey		delay_key;
 	char	   *main_prefix;

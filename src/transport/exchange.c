@@ -65,6 +65,8 @@ note_id(const RsFlight *flight, const RsReply *reply)
 
 	if (!rs_redis_id_parse(reply->text, reply->length, &id))
 		return;
+	if (id.ms < pg_atomic_read_u64(&rs_shared->began_ms))	/* its clock was set back */
+		pg_atomic_write_u64(&rs_shared->began_ms, id.ms);
 	SpinLockAcquire(&slot->mutex);
 	if (flight->entry >= slot->tracked_from)
 	{
@@ -308,7 +310,7 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 				   flight->kind == RS_FLIGHT_RANGE ? "XRANGE" :
 				   flight->kind == RS_FLIGHT_CLAIM ? "server key" : "main message",
 				   (int) reply->length, reply->text);
-	if (!starts_with(reply, "WRONGTYPE"))
+	if (!starts_with(reply, "WRONGTYPE") || flight->kind == RS_FLIGHT_CLAIM)
 	{
 		/* Other words than ERR speak of the server's state, not of the command. */
 		rs_link_give_up(why.text, starts_with(reply, "ERR ") ? RS_TROUBLE_ENTRY : RS_TROUBLE_REDIS);

@@ -256,7 +256,10 @@ replace_predecessor(RsConnection *fresh, const RsServerInfo *info, RsError *erro
 	}
 	/* Redis may have lost what it acknowledged, if it is the same one at all. */
 	if (info->run_id[0] == '\0' || strcmp(rs_shared->run_id, info->run_id) != 0)
+	{
+		pg_atomic_fetch_add_u64(&rs_shared->redis, 1);
 		rs_transport_doubt();
+	}
 	rs_shared->client_id = info->client_id;
 	strlcpy(rs_shared->run_id, info->run_id, sizeof(rs_shared->run_id));
 	return true;

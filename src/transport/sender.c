@@ -9,12 +9,15 @@
 #include "postgres.h"
 
 #include "access/transam.h"
+#include "catalog/pg_control.h"
+#include "common/controldata_utils.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
 
@@ -88,6 +91,26 @@ is_drained(void)
 
 /* ---- the process ------------------------------------------------------------------ */
 
+/*
+ * Which transaction id was next when the server began?  A crash may have made it forget later ones.  Backends are
+ * quicker than we are; pg_control tells what the checkpoint at the end of recovery knew.
+ */
+static uint64
+find_first_xid(void)
+{
+	uint64		first = U64FromFullTransactionId(ReadNextFullTransactionId());
+	ControlFileData *control;
+	bool		valid;
+
+	LWLockAcquire(ControlFileLock, LW_SHARED);
+	control = get_controlfile(DataDir, &valid);
+	LWLockRelease(ControlFileLock);
+	if (valid)
+		first = Min(first, U64FromFullTransactionId(control->checkPointCopy.nextXid));
+	pfree(control);
+	return first;
+}
+
 static void
 disappear(int code, Datum argument)
 {
@@ -106,6 +129,8 @@ appear(void)
 	pg_atomic_write_u32(&rs_shared->sender, MyProc->pgprocno);
 	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_STARTING);
 	before_shmem_exit(disappear, 0);
+	if (pg_atomic_read_u64(&rs_shared->first_xid) == 0)
+		pg_atomic_write_u64(&rs_shared->first_xid, find_first_xid());
 	while (rs_shared->sender_started != 0 && rs_now() < earliest && !ShutdownRequestPending)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -113,9 +138,6 @@ appear(void)
 		ResetLatch(MyLatch);
 	}
 	rs_shared->sender_started = rs_now();
-	if (pg_atomic_read_u64(&rs_shared->first_xid) == 0)
-		pg_atomic_write_u64(&rs_shared->first_xid,
-							U64FromFullTransactionId(ReadNextFullTransactionId()));
 	rs_exchange_rewind();
 }
 

@@ -71,6 +71,7 @@ init_shared(void)
 	pg_atomic_init_u64(&rs_shared->progress, 0);
 	pg_atomic_init_u64(&rs_shared->first_xid, 0);
 	pg_atomic_init_u64(&rs_shared->began_ms, 0);
+	pg_atomic_init_u64(&rs_shared->redis, 0);
 	pg_atomic_init_u64(&rs_shared->doubts, 0);
 	SpinLockInit(&rs_shared->mutex);
 	rs_shared->since = 0;
@@ -145,10 +146,22 @@ rs_transport_ready(void)
 	return rs_shared != NULL;
 }
 
+uint64
+rs_transport_first_xid(void)
+{
+	return rs_shared != NULL ? pg_atomic_read_u64(&rs_shared->first_xid) : 0;
+}
+
+uint64
+rs_transport_redis(void)
+{
+	return pg_atomic_read_u64(&rs_shared->redis);
+}
+
 bool
 rs_transport_is_forgotten(uint64 xid, uint64 written_ms)
 {
-	uint64		first_xid = rs_shared != NULL ? pg_atomic_read_u64(&rs_shared->first_xid) : 0;
+	uint64		first_xid = rs_transport_first_xid();
 	uint64		began_ms = first_xid != 0 ? pg_atomic_read_u64(&rs_shared->began_ms) : 0;
 
 	return first_xid != 0 && xid >= first_xid && (began_ms == 0 || written_ms < began_ms);

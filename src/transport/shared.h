@@ -100,8 +100,9 @@ typedef struct RsShared
 	pg_atomic_uint32 attention; /* RsAttention; written by the sender */
 	pg_atomic_uint64 progress;	/* when Redis last acknowledged something */
 	pg_atomic_uint64 first_xid; /* next to be assigned when this memory was new; 0: not known */
-	pg_atomic_uint64 began_ms;	/* by Redis's clock, before the first command of any lane;
-								 * 0: none was sent so far */
+	pg_atomic_uint64 began_ms;	/* by Redis's clock, no later than any delay message of this
+								 * life; 0: there is none so far */
+	pg_atomic_uint64 redis;		/* counts the times that another Redis was met */
 	pg_atomic_uint64 doubts;	/* counts main messages that are not acknowledged though their
 								 * entry is gone, or may not be kept */
 	slock_t		mutex;			/* guards what follows; the sender writes */

@@ -137,12 +137,19 @@ extern bool rs_main_has_passed(RsEntryNumber head);
 extern uint64 rs_transport_doubts(void);
 extern void rs_transport_doubt(void);
 
+/* The transaction id that was to be assigned next when the server began; 0 while that is not known, and when the
+ * library was not preloaded. */
+extern uint64 rs_transport_first_xid(void);
+
 /*
  * Is the transaction of a delay message, written at that time of Redis's clock, one that this server has forgotten
  * by a crash?  Its id was not assigned yet when the server began, and may have another
  * transaction now.  It has rolled back, or its commit was asynchronous and is lost.
  */
 extern bool rs_transport_is_forgotten(uint64 xid, uint64 written_ms);
+
+/* Counts the times that another Redis was met, which may not have what the one before had. */
+extern uint64 rs_transport_redis(void);
 
 /* Marks this process as having (or no more having) a captured transaction
  * open, which a sender that shuts down waits for.  Does not throw. */

@@ -2,14 +2,23 @@
  * chunk.c
  *	  Reads messages of a delay stream, and decides what is to become of each.
  *
- * src/README.md draws it.  By the xact field of the protocol: of this server's messages PostgreSQL says whether their
- * transaction is running (they stay), was rolled back (they go) or committed; another
- * server that is there sees to its own; all others go by age.
+ * src/README.md draws it.  By the xact field of the protocol: of this server's messages PostgreSQL says
+ * whether their transaction is running (they stay), was rolled back (they go) or committed; another server
+ * that is there sees to its own; all others go by age.
  *
- * With redstream.repeat = unconfirmed, confirmed messages are removed only.  When one has to be announced
- * all the same, those behind it must not stay unannounced, or an old message would be the
- * last word on a row: then all that is committed is announced, due or not, up to the end of
- * the delay stream (a "flush").  What is written later has its main message later, too.
+ * Messages must not overtake each other: an old payload announced after a newer one of the same row would be
+ * the last word on it.
+ *
+ * - A message of ours moves only when the transaction's main messages are out of the main lane: acknowledged, or
+ *   not to be expected any more.  (Else an older one could still come behind it, and a publication would not
+ *   find it.)
+ * - All messages of a pass are judged as if at one moment, after the moment up to which they are due.
+ *   When a transaction that some of them stay for ends meanwhile, the pass begins anew: behind what it
+ *   left there may be more of its own, or of who waited for its locks.
+ * - With redstream.repeat = unconfirmed, confirmed messages are removed only.  When one has to be announced all
+ *   the same, those behind it must not stay unannounced: then all that is committed is announced, due or not,
+ *   up to the end of the delay stream (a "flush").  What is written later has its main
+ *   message later, too.
  */
 #include "postgres.h"
 
@@ -48,6 +57,16 @@ is(const redisReply *text, const char *expected, size_t length)
 		memcmp(text->str, expected, length) == 0;
 }
 
+/* Is "<system identifier>:<timeline>" this server on another timeline? */
+static bool
+is_ancestral(const char *server)
+{
+	const char *ours = rs_identity_server();
+	size_t		system = strcspn(ours, ":") + 1;
+
+	return strncmp(server, ours, system) == 0;
+}
+
 /* Whose transaction made the message. */
 static void
 read_xact(RsMessage *message, const redisReply *name, const redisReply *value)
@@ -57,13 +76,15 @@ read_xact(RsMessage *message, const redisReply *name, const redisReply *value)
 
 	if ((size_t) name->len <= prefix || memcmp(name->str, XACT_PREFIX, prefix) != 0)
 		return;
-	if (is(name, ours, strlen(ours)))
-	{
-		message->ours = true;
-		message->xid = strtou64(value->str, NULL, 10);
-	}
+	message->xid = strtou64(value->str, NULL, 10);
+	message->ours = is(name, ours, strlen(ours));
+	if (message->ours)
+		message->forgotten = rs_transport_is_forgotten(message->xid, message->id.ms);
 	else if ((size_t) name->len - prefix < sizeof(message->server))
+	{
 		strlcpy(message->server, name->str + prefix, sizeof(message->server));
+		message->ancestral = is_ancestral(message->server);
+	}
 }
 
 /* Returns the bytes of its fields. */
@@ -134,56 +155,52 @@ rs_chunk_read(RsChunk *chunk, const RsReply *reply)
 static void
 judge_ours(RsMessage *message, const RsMessage *before, const RsWork *work)
 {
-	/* After a crash: rolled back, unless there are commits that nobody waited for. */
-	if (rs_transport_is_forgotten(message->xid, message->id.ms))
-	{
-		message->fate = work->async ? RS_FATE_MOVE : RS_FATE_DROP;
-		return;
-	}
+	RsVerdict	verdict;
+
 	if (before != NULL && before->ours && before->xid == message->xid &&
-		!rs_transport_is_forgotten(before->xid, before->id.ms))
+		before->forgotten == message->forgotten)
 	{
 		message->fate = before->fate;
 		message->top = before->top;
 		return;
 	}
-	switch (rs_verdict(message->xid, &message->top))
-	{
-		case RS_VERDICT_RUNNING:
-			message->fate = RS_FATE_STAY;
-			break;
-		case RS_VERDICT_ABORTED:
-			message->fate = RS_FATE_DROP;
-			break;
-		case RS_VERDICT_COMMITTED:
-			message->fate = RS_FATE_CONFIRMED;
-			break;
-		case RS_VERDICT_UNKNOWN:
-			message->fate = RS_FATE_MOVE;
-			break;
-	}
+	verdict = rs_verdict(message->xid, &message->top);
+	if (verdict == RS_VERDICT_RUNNING)
+		message->fate = RS_FATE_STAY;
+	else if (message->forgotten)	/* rolled back, unless not all commits are waited for */
+		message->fate = work->async ? RS_FATE_MOVE : RS_FATE_DROP;
+	else if (verdict == RS_VERDICT_UNKNOWN)
+		message->fate = RS_FATE_MOVE;
+	else
+		message->fate = verdict == RS_VERDICT_COMMITTED ? RS_FATE_COMMITTED : RS_FATE_DROP;
 }
 
-/* Messages of others are moved by age alone, unless their own server is there. */
+/*
+ * Messages of others are moved by age alone, unless their own server is there.  What runs under the id of an
+ * ancestor's transaction can only be that one, prepared before the timelines parted.
+ */
 static RsCut
-judge_other(RsMessage *message, RsWork *work, int64 due_ms)
+judge_other(RsMessage *message, RsWork *work, const RsDelayState *state, int64 due_ms)
 {
 	RsServerLife life = message->server[0] == '\0' ? RS_SERVER_GONE :
 		rs_server_life(work, message->server);
+	bool		waits = message->ancestral &&
+		rs_verdict(message->xid, &message->top) == RS_VERDICT_RUNNING;
+	bool		due = (int64) message->id.ms <= due_ms;
 
-	if ((int64) message->id.ms > due_ms)
-		return RS_CUT_DUE;
 	if (life == RS_SERVER_UNKNOWN)
 	{
 		rs_server_note(work, message->server);
 		return RS_CUT_SERVER;
 	}
-	message->fate = life == RS_SERVER_ALIVE ? RS_FATE_STAY : RS_FATE_MOVE;
+	if (!due && !state->flush)
+		return RS_CUT_DUE;
+	message->fate = waits || !due || life == RS_SERVER_ALIVE ? RS_FATE_STAY : RS_FATE_MOVE;
 	return RS_CUT_NOT;
 }
 
 static void
-judge_all(RsChunk *chunk, RsWork *work, int64 due_ms)
+judge_all(RsChunk *chunk, RsWork *work, const RsDelayState *state, int64 due_ms)
 {
 	chunk->cut = RS_CUT_NOT;
 	for (int i = 0; i < chunk->nmessages; i++)
@@ -193,58 +210,96 @@ judge_all(RsChunk *chunk, RsWork *work, int64 due_ms)
 		if (message->ours)
 			judge_ours(message, i > 0 ? message - 1 : NULL, work);
 		else
-			chunk->cut = judge_other(message, work, due_ms);
+			chunk->cut = judge_other(message, work, state, due_ms);
 		if (chunk->cut != RS_CUT_NOT)
 			chunk->nmessages = i;
 	}
 }
 
-/* Is one of ours to be announced that is not, for certain, announced already?  Cuts the chunk where it
- * cannot be said yet. */
+/* Do all transactions that messages stay for still run, those of this chunk and those that were held before? */
 static bool
-has_unconfirmed(RsChunk *chunk, RsWork *work)
+is_consistent(const RsChunk *chunk, const RsDelayState *state)
 {
-	bool		certain = false;
+	uint64		last = 0;
+	uint64		ignored;
 
+	for (int i = 0; i < chunk->nmessages; i++)
+	{
+		uint64		top = chunk->messages[i].top;
+
+		if (chunk->messages[i].fate != RS_FATE_STAY || top == 0 || top == last)
+			continue;
+		if (rs_verdict(top, &ignored) != RS_VERDICT_RUNNING)
+			return false;
+		last = top;
+	}
+	return !rs_held_has_ended(state);
+}
+
+/* Cuts the chunk where a committed message's main message may still be on its way. */
+static void
+cut_at_lane(RsChunk *chunk, RsWork *work, uint64 oldest_running)
+{
 	for (int i = 0; i < chunk->nmessages; i++)
 	{
 		const RsMessage *message = &chunk->messages[i];
 
-		if (message->ours && message->fate == RS_FATE_MOVE)
-			return true;
-		if (message->fate != RS_FATE_CONFIRMED)
+		if (message->fate != RS_FATE_COMMITTED || message->xid < work->settled)
 			continue;
-		if (message->xid >= work->confirmation->horizon && !certain &&
-			!(certain = rs_confirmation_await(work)))
+		if (rs_lane_await(work))
 		{
-			chunk->cut = RS_CUT_DUE;
-			chunk->nmessages = i;
+			work->settled = Max(work->settled, oldest_running);
+			return;
 		}
-		else if (message->xid < work->confirmation->horizon)
+		chunk->cut = RS_CUT_LANE;
+		chunk->nmessages = i;
+	}
+}
+
+/* Is one to be announced that is not, for certain, announced already? */
+static bool
+has_unconfirmed(const RsChunk *chunk, RsWork *work)
+{
+	rs_confirmation_refresh(work);
+	for (int i = 0; i < chunk->nmessages; i++)
+	{
+		const RsMessage *message = &chunk->messages[i];
+
+		if (message->fate == RS_FATE_MOVE ||
+			(message->fate == RS_FATE_COMMITTED && message->xid < work->confirmation->horizon))
 			return true;
 	}
 	return false;
 }
 
 void
-rs_chunk_judge(RsChunk *chunk, RsWork *work, int64 due_ms, bool *flush)
+rs_chunk_judge(RsChunk *chunk, RsWork *work, RsDelayState *state, int64 due_ms)
 {
 	RsFate		committed = RS_FATE_MOVE;
+	uint64		oldest_running;
 
 	rs_work_begin(work);
-	judge_all(chunk, work, due_ms);
+	judge_all(chunk, work, state, due_ms);
+	oldest_running = rs_oldest_running();
+	if (!is_consistent(chunk, state))
+	{
+		chunk->cut = RS_CUT_AGAIN;
+		chunk->nmessages = 0;
+	}
 	rs_work_end(work);
+
+	cut_at_lane(chunk, work, oldest_running);
 	if (rs_repeat == RS_REPEAT_UNCONFIRMED)
 	{
-		*flush = *flush || has_unconfirmed(chunk, work);
-		if (!*flush)
+		state->flush = state->flush || has_unconfirmed(chunk, work);
+		if (!state->flush)
 			committed = RS_FATE_DROP;
 	}
 	for (int i = 0; i < chunk->nmessages; i++)
 	{
 		RsMessage  *message = &chunk->messages[i];
 
-		if (message->fate == RS_FATE_CONFIRMED)
+		if (message->fate == RS_FATE_COMMITTED)
 			message->fate = committed;
 		if (message->fate == RS_FATE_MOVE && message->payload == NULL)
 			message->fate = RS_FATE_DROP;

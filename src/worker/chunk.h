@@ -13,7 +13,7 @@
 typedef enum RsFate
 {
 	RS_FATE_MOVE,
-	RS_FATE_CONFIRMED,			/* committed; becomes one of the others */
+	RS_FATE_COMMITTED,			/* becomes one of the others */
 	RS_FATE_DROP,
 	RS_FATE_STAY
 } RsFate;
@@ -24,18 +24,22 @@ typedef struct RsMessage
 	RsFate		fate;
 	const char *payload;		/* in the reply; NULL: none, somebody else's entry */
 	size_t		length;
-	bool		ours;			/* a transaction of this server, xid */
+	bool		ours;			/* a transaction of this server and timeline, xid */
+	bool		ancestral;		/* one of this server on another timeline, xid */
+	bool		forgotten;		/* one of ours that a crash made the server forget */
 	uint64		xid;
-	uint64		top;			/* of a message of ours that stays */
-	char		server[64];		/* another server; "" if there is no xact field */
+	uint64		top;			/* it stays until this transaction of ours has ended; or 0 */
+	char		server[64];		/* another server, or timeline; "" if there is no xact field */
 } RsMessage;
 
 /* Why a chunk was cut. */
 typedef enum RsCut
 {
 	RS_CUT_NOT,
-	RS_CUT_DUE,					/* what follows is not due, and not to be announced early */
-	RS_CUT_SERVER				/* a server has to be asked about first */
+	RS_CUT_DUE,					/* what follows is not due */
+	RS_CUT_SERVER,				/* a server has to be asked about first */
+	RS_CUT_AGAIN,				/* a transaction that messages stay for has just ended */
+	RS_CUT_LANE					/* main messages may be on their way */
 } RsCut;
 
 /* A chunk, and the stretch of the stream it is read from. */
@@ -60,9 +64,8 @@ extern bool rs_chunk_read(RsChunk *chunk, const RsReply *reply);
 
 /*
  * Decides what becomes of each message, and cuts the chunk before the first that is not to be
- * dealt with now.  Opens and closes a transaction.  "flush" becomes true when a message has to be announced
- * that is not the newest; then everything committed is, due or not.
+ * dealt with now.  Opens and closes a transaction.  Begins a flush of the stream when that is needed.
  */
-extern void rs_chunk_judge(RsChunk *chunk, RsWork *work, int64 due_ms, bool *flush);
+extern void rs_chunk_judge(RsChunk *chunk, RsWork *work, RsDelayState *state, int64 due_ms);
 
 #endif							/* RS_WORKER_CHUNK_H */

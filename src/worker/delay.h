@@ -12,8 +12,9 @@
 /* Messages that stay though they are due, all for the same reason. */
 typedef struct RsHeld
 {
-	uint64		top;			/* our transaction that has not ended; 0: another server's */
-	char	   *server;			/* that server, "<system identifier>:<timeline>"; or NULL */
+	uint64		top;			/* our transaction that has not ended; or 0, and ... */
+	char	   *server;			/* ... another server, "<system identifier>:<timeline>", that is
+								 * there; "": nobody's, passed by a flush before they are due */
 	bool		ended;			/* the reason is gone: to be looked at again */
 	RsStreamId	first;			/* they are among these */
 	RsStreamId	last;
@@ -48,32 +49,41 @@ typedef enum RsVerdict
  */
 extern RsVerdict rs_verdict(uint64 xid, uint64 *top);
 
+/* All older transactions have ended; in a transaction with a snapshot. */
+extern uint64 rs_oldest_running(void);
+
 /*
- * What is certain of main messages: those of transactions that are seen as committed and are not older than
- * "horizon" have been acknowledged by Redis, once rs_confirmation_await() has returned true.
+ * Are the main messages out of the main lane of all transactions that were seen as committed before this call?
+ * False: not now, the sender has not caught up.  After some seconds of that it is true all the same.
+ */
+extern bool rs_lane_await(RsWork *work);
+
+/*
+ * What is certain of main messages: those of transactions that were seen as committed, have left the lane,
+ * and are not older than "horizon", have been acknowledged by Redis.
  */
 typedef struct RsConfirmation
 {
 	uint64		horizon;		/* 0: not reckoned yet */
 	uint64		doubts;			/* rs_transport_doubts() when that was reckoned */
 	char		run_id[sizeof(((RsServerInfo *) 0)->run_id)];
-	uint64		stuck_since;	/* when the lane was first waited for in vain; 0: it was not */
 } RsConfirmation;
 
 /* Reckons the horizon anew if there is a new doubt; with a connection. */
 extern void rs_confirmation_refresh(RsWork *work);
 
-/* Makes it hold for all transactions that were seen as committed before this call.  False: not now, as the
- * sender has not caught up. */
-extern bool rs_confirmation_await(RsWork *work);
-
 /* ---- held.c ---------------------------------------------------------------------- */
 
 /* Notes a message that stays, for our transaction "top" or for another server (NULL: ours). */
-extern RsHeld *rs_held_add(RsWorkStream *stream, uint64 top, const char *server, const RsStreamId *id);
-/* Forgets the one with this index. */
-extern void rs_held_remove(RsDelayState *state, int index);
-/* Marks those whose reason is gone.  Opens and closes a transaction. */
+extern void rs_held_add(RsWorkStream *stream, uint64 top, const char *server, const RsStreamId *id);
+/* Notes a stretch that is to be looked at again. */
+extern void rs_held_add_ended(RsWorkStream *stream, const RsStreamId *first, const RsStreamId *last);
+/* Has one of our transactions ended since they were last marked?  In a transaction with a snapshot. */
+extern bool rs_held_has_ended(const RsDelayState *state);
+/* Takes out one stretch of those whose reason is gone, the first one, with all others that overlap it; false when
+ * there is none. */
+extern bool rs_held_take(RsDelayState *state, RsStreamId *first, RsStreamId *last);
+/* Marks those whose reason is gone; the stream is then looked at again now.  Opens and closes a transaction. */
 extern void rs_held_recheck(RsWork *work, RsDelayState *state);
 /* Forgets all, and how far the stream was read: it is read from its beginning next time. */
 extern void rs_delay_forget(RsDelayState *state);

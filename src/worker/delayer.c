@@ -5,7 +5,8 @@
  * A stream is looked at when its first message can be due, and not before: the id of
  * the first message says when it was written, and one that comes into an empty stream is
  * due no earlier than the delay from now.  All streams whose time has come are asked in one
- * pipeline.  Redis's clock decides, which also made the ids.
+ * pipeline.  Redis's clock decides, which also made the ids; a message is due when it is older than the delay, and the
+ * millisecond of the question over, so that none that is written later is among those that are due.
  *
  * The lock of a stream is taken only when there is something to move, and released after it.
  */
@@ -14,6 +15,7 @@
 #include <hiredis/hiredis.h>
 
 #include "settings.h"
+#include "transport/transport.h"
 #include "worker/delay.h"
 
 #define PACE 250000				/* microseconds at least between two looks at a stream */
@@ -30,21 +32,11 @@ delay_of(const RsWorkStream *stream)
 }
 
 static bool
-has_ended(const RsDelayState *state)
-{
-	for (int i = 0; i < state->nheld; i++)
-		if (state->held[i].ended)
-			return true;
-	return false;
-}
-
-static bool
 is_to_be_looked_at(const RsWorkStream *stream)
 {
 	const RsDelayState *state = stream->delay;
 
-	return state == NULL || state->delay_ms != delay_of(stream) || has_ended(state) ||
-		rs_work_now() >= state->look_at;
+	return state == NULL || state->delay_ms != delay_of(stream) || rs_work_now() >= state->look_at;
 }
 
 /* The next look, in so many milliseconds if nothing changes. */
@@ -91,12 +83,22 @@ ask(RsWork *work, List *streams, RsError *error)
 	return rs_redis_flush(work->connection, rs_timeout, error);
 }
 
-/* What a stream answered: true if something is due. */
+static bool
+has_ended(const RsDelayState *state)
+{
+	for (int i = 0; i < state->nheld; i++)
+		if (state->held[i].ended)
+			return true;
+	return false;
+}
+
+/* What a stream answered: true if there is something to be done. */
 static bool
 judge(RsWorkStream *stream, const RsReply *reply, int64 now_ms)
 {
 	RsDelayState *state = stream->delay;
 	int64		delay = delay_of(stream);
+	int64		due_in = delay;
 	RsStreamId	id;
 
 	state->delay_ms = delay;
@@ -106,17 +108,16 @@ judge(RsWorkStream *stream, const RsReply *reply, int64 now_ms)
 		back_off(state);
 		return false;
 	}
-	if (reply->type != RS_REPLY_ARRAY || reply->tree->elements == 0)
+	if (reply->type == RS_REPLY_ARRAY && reply->tree->elements > 0)
 	{
-		look_in(state, delay);
-		return has_ended(state);
+		(void) rs_redis_id_parse(reply->tree->element[0]->element[0]->str,
+								 reply->tree->element[0]->element[0]->len, &id);
+		due_in = (int64) id.ms + delay + 1 - now_ms;
+		if (due_in <= 0)
+			return true;
 	}
-	(void) rs_redis_id_parse(reply->tree->element[0]->element[0]->str,
-							 reply->tree->element[0]->element[0]->len, &id);
-	if ((int64) id.ms + delay <= now_ms)
-		return true;
-	look_in(state, (int64) id.ms + delay - now_ms);
-	return has_ended(state);
+	look_in(state, due_in);
+	return has_ended(state) || state->flush;
 }
 
 /* Takes the answers in; returns the streams that have something to be done, or false when the connection
@@ -150,14 +151,20 @@ move(RsWork *work, RsWorkStream *stream, int64 now_ms, RsError *error)
 	RsDelayState *state = stream->delay;
 	bool		more;
 
-	if (!rs_move_due(work, stream, now_ms - delay_of(stream), &more, error))
+	/* Another stream may have cost us the connection on which this one was looked at. */
+	if (state->connection != work->connections)
+	{
+		state->look_at = 0;
+		return true;
+	}
+	if (!rs_move_due(work, stream, now_ms - 1 - delay_of(stream), &more, error))
 		return false;
 	if (stream->reports[RS_JOB_DELAYER].error != NULL)
 		back_off(state);
 	else
 	{
 		state->failures = 0;
-		state->look_at = more ? 0 : rs_work_now() + PACE;
+		state->look_at = more ? 0 : rs_work_now() + (has_ended(state) ? HELD_INTERVAL : PACE);
 	}
 	return true;
 }
@@ -201,6 +208,8 @@ rs_delayer_step(RsWork *work, RsError *error)
 
 	if (!rs_servers_ask(work, error))
 		return false;
+	if (rs_transport_ready() && rs_transport_first_xid() == 0)
+		return true;			/* the sender will know */
 	if (rs_repeat == RS_REPEAT_UNCONFIRMED)
 		rs_confirmation_refresh(work);
 	work->held_at = rs_work_now() + HELD_INTERVAL;
@@ -230,6 +239,8 @@ rs_delayer_due(const RsWork *work)
 	uint64		due = PG_UINT64_MAX;
 	ListCell   *cell;
 
+	if (rs_transport_ready() && rs_transport_first_xid() == 0)
+		return rs_work_now() + PACE;
 	foreach(cell, work->streams)
 	{
 		const RsWorkStream *stream = lfirst(cell);

@@ -50,7 +50,17 @@ add(RsWorkStream *stream, uint64 top, const char *server)
 	return held;
 }
 
-RsHeld *
+/* Makes it cover the id. */
+static void
+cover(RsHeld *held, const RsStreamId *id)
+{
+	if (rs_redis_id_compare(id, &held->first) < 0)
+		held->first = *id;
+	if (rs_redis_id_compare(id, &held->last) > 0)
+		held->last = *id;
+}
+
+void
 rs_held_add(RsWorkStream *stream, uint64 top, const char *server, const RsStreamId *id)
 {
 	RsHeld	   *held = find(stream->delay, top, server);
@@ -60,19 +70,76 @@ rs_held_add(RsWorkStream *stream, uint64 top, const char *server, const RsStream
 		held = add(stream, top, server);
 		held->first = held->last = *id;
 	}
-	if (rs_redis_id_compare(id, &held->first) < 0)
-		held->first = *id;
-	if (rs_redis_id_compare(id, &held->last) > 0)
-		held->last = *id;
-	return held;
+	cover(held, id);
 }
 
+/* They are nobody's any more: what they are is found out when they are read. */
 void
-rs_held_remove(RsDelayState *state, int index)
+rs_held_add_ended(RsWorkStream *stream, const RsStreamId *first, const RsStreamId *last)
+{
+	rs_held_add(stream, 0, "", first);
+	rs_held_add(stream, 0, "", last);
+	find(stream->delay, 0, "")->ended = true;
+}
+
+static void
+take_out(RsDelayState *state, int index)
 {
 	if (state->held[index].server != NULL)
 		pfree(state->held[index].server);
 	state->held[index] = state->held[--state->nheld];
+}
+
+/* Their order is that of their messages: of two transactions that have ended one may have waited for
+ * the other. */
+bool
+rs_held_take(RsDelayState *state, RsStreamId *first, RsStreamId *last)
+{
+	bool		found = false;
+	int			i = 0;
+
+	for (int j = 0; j < state->nheld; j++)
+	{
+		const RsHeld *held = &state->held[j];
+
+		if (!held->ended || (found && rs_redis_id_compare(&held->first, first) >= 0))
+			continue;
+		*first = held->first;
+		*last = held->last;
+		found = true;
+	}
+	while (i < state->nheld)
+	{
+		const RsHeld *held = &state->held[i];
+
+		if (!held->ended || rs_redis_id_compare(&held->first, last) > 0)
+		{
+			i++;
+			continue;
+		}
+		if (rs_redis_id_compare(&held->last, last) > 0)
+			*last = held->last;
+		take_out(state, i);
+		i = 0;					/* it may reach others now */
+	}
+	return found;
+}
+
+static bool
+still_runs(const RsHeld *held)
+{
+	uint64		ignored;
+
+	return rs_verdict(held->top, &ignored) == RS_VERDICT_RUNNING;
+}
+
+bool
+rs_held_has_ended(const RsDelayState *state)
+{
+	for (int i = 0; i < state->nheld; i++)
+		if (state->held[i].server == NULL && !state->held[i].ended && !still_runs(&state->held[i]))
+			return true;
+	return false;
 }
 
 void
@@ -84,12 +151,16 @@ rs_held_recheck(RsWork *work, RsDelayState *state)
 	for (int i = 0; i < state->nheld; i++)
 	{
 		RsHeld	   *held = &state->held[i];
-		uint64		top;
 
-		if (held->server != NULL)
-			held->ended = rs_server_life(work, held->server) == RS_SERVER_GONE;
-		else if (!held->ended)
-			held->ended = rs_verdict(held->top, &top) != RS_VERDICT_RUNNING;
+		if (held->ended)
+			continue;
+		if (held->server == NULL)
+			held->ended = !still_runs(held);
+		else
+			held->ended = held->server[0] == '\0' ||
+				rs_server_life(work, held->server) == RS_SERVER_GONE;
+		if (held->ended)
+			state->look_at = 0;
 	}
 	rs_work_end(work);
 }
@@ -98,7 +169,7 @@ void
 rs_delay_forget(RsDelayState *state)
 {
 	while (state->nheld > 0)
-		rs_held_remove(state, 0);
+		take_out(state, 0);
 	state->cursor.ms = state->cursor.seq = 0;
 }
 

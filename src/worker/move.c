@@ -57,6 +57,8 @@ typedef enum RsScanEnd
 	RS_SCAN_DONE,
 	RS_SCAN_TURN,				/* other streams wait */
 	RS_SCAN_SERVER,				/* a server has to be asked about */
+	RS_SCAN_AGAIN,				/* a transaction has ended that messages stayed for */
+	RS_SCAN_WAIT,				/* the rest has to wait */
 	RS_SCAN_LOCKED,				/* the lock is not ours any more */
 	RS_SCAN_REFUSED,			/* Redis refused, see the report */
 	RS_SCAN_LOST				/* the connection is */
@@ -235,7 +237,7 @@ take_stock(RsMover *mover)
 
 		if (message->fate == RS_FATE_STAY)
 		{
-			rs_held_add(mover->stream, message->top, message->ours ? NULL : message->server,
+			rs_held_add(mover->stream, message->top, message->top != 0 ? NULL : message->server,
 						&message->id);
 			mover->report->held++;
 			mover->prefix = false;
@@ -394,6 +396,25 @@ request(RsMover *mover)
 	return rs_redis_flush(mover->work->connection, rs_timeout, mover->error);
 }
 
+/* Why the stretch is left, when its last chunk is dealt with. */
+static RsScanEnd
+scan_end(const RsMover *mover, bool turn_over)
+{
+	switch (mover->chunk.cut)
+	{
+		case RS_CUT_SERVER:
+			return RS_SCAN_SERVER;
+		case RS_CUT_AGAIN:
+			return RS_SCAN_AGAIN;
+		case RS_CUT_DUE:
+		case RS_CUT_LANE:
+			return RS_SCAN_WAIT;
+		case RS_CUT_NOT:
+			break;
+	}
+	return turn_over ? RS_SCAN_TURN : RS_SCAN_DONE;
+}
+
 static RsScanEnd
 scan(RsMover *mover)
 {
@@ -413,7 +434,7 @@ scan(RsMover *mover)
 		if (reply.type == RS_REPLY_ERROR)
 			return refused(mover, reply.text, reply.length);
 		more = rs_chunk_read(chunk, &reply);
-		rs_chunk_judge(chunk, mover->work, mover->due_ms, &mover->state->flush);
+		rs_chunk_judge(chunk, mover->work, mover->state, mover->due_ms);
 		turn_over = more && --mover->turn <= 0;
 		more = more && !turn_over && chunk->cut == RS_CUT_NOT;
 		if (more && !request(mover))
@@ -425,42 +446,29 @@ scan(RsMover *mover)
 			return end;
 	}
 	end = settle(mover);
-	if (end != RS_SCAN_NOT)
-		return end;
-	return chunk->cut == RS_CUT_SERVER ? RS_SCAN_SERVER : turn_over ? RS_SCAN_TURN : RS_SCAN_DONE;
+	return end != RS_SCAN_NOT ? end : scan_end(mover, turn_over);
 }
 
-/* The stretch of messages that were held and are not any more.  It is forgotten before it is read: what
- * has to stay once more is noted anew. */
+/* A stretch of messages that were held and are not any more.  It is taken out before it is read, and what is not
+ * dealt with is put back: up to where it was read, what stays is noted anew. */
 static RsScanEnd
-scan_held(RsMover *mover, int index)
+scan_held(RsMover *mover, const RsStreamId *first, const RsStreamId *last)
 {
-	RsDelayState *state = mover->state;
-	RsHeld		held = state->held[index];
-	char		server[64] = "";
 	RsScanEnd	end;
 
-	if (held.server != NULL)
-		strlcpy(server, held.server, sizeof(server));
-	rs_held_remove(state, index);
 	mover->main = false;
 	mover->prefix = false;
-	mover->chunk.next = held.first;
-	mover->chunk.last = held.last;
+	mover->chunk.next = *first;
+	mover->chunk.last = *last;
 	end = scan(mover);
-	if (end == RS_SCAN_TURN || end == RS_SCAN_SERVER)
-	{
-		const char *whose = server[0] != '\0' ? server : NULL;
-
-		rs_held_add(mover->stream, held.top, whose, &held.first);
-		rs_held_add(mover->stream, held.top, whose, &held.last)->ended = true;
-	}
+	if (end != RS_SCAN_DONE)
+		rs_held_add_ended(mover->stream, first, last);
 	return end;
 }
 
-/* The stretch of what has come due since; in a flush, all there is. */
+/* The stretch from the cursor on up to "last", in which nothing was read so far. */
 static RsScanEnd
-scan_main(RsMover *mover)
+scan_main(RsMover *mover, const RsStreamId *last)
 {
 	RsDelayState *state = mover->state;
 	RsChunk    *chunk = &mover->chunk;
@@ -470,38 +478,64 @@ scan_main(RsMover *mover)
 	chunk->next.ms = chunk->next.seq = 0;
 	if (state->nheld > 0)
 		chunk->next = state->cursor;
-	chunk->last.ms = state->flush ? PG_UINT64_MAX : (uint64) mover->due_ms;
-	chunk->last.seq = PG_UINT64_MAX;
+	chunk->last = *last;
+	if (rs_redis_id_compare(&chunk->next, last) > 0)
+		return RS_SCAN_DONE;
 	return scan(mover);
 }
 
 /* ---- all that is due ------------------------------------------------------------------------- */
 
-/* One pass over the stretches that there are something to do in. */
+/* Up to where messages are looked at: what is due or, in a flush, all that is there now. */
+static RsScanEnd
+find_last(RsMover *mover, RsStreamId *last)
+{
+	const char *words[] = {"XREVRANGE", mover->delay_key.text, "+", "-", "COUNT", "1"};
+	RsReply		reply;
+
+	last->ms = (uint64) Max(mover->due_ms, 0);
+	last->seq = PG_UINT64_MAX;
+	if (!mover->state->flush)
+		return RS_SCAN_NOT;
+	queue(mover, 6, words);
+	if (!rs_redis_flush(mover->work->connection, rs_timeout, mover->error) ||
+		!next_reply(mover, true, &reply))
+		return RS_SCAN_LOST;
+	if (reply.type == RS_REPLY_ERROR)
+		return refused(mover, reply.text, reply.length);
+	if (reply.type == RS_REPLY_ARRAY && reply.tree->elements == 1)
+		(void) rs_redis_id_parse(reply.tree->element[0]->element[0]->str,
+								 reply.tree->element[0]->element[0]->len, last);
+	return RS_SCAN_NOT;
+}
+
+/*
+ * One pass over the stream, in the order of the messages.  First it is settled up to where it goes, then which
+ * transactions have ended: what comes from one that waited for another to end lies either behind, or behind that
+ * other's.
+ */
 static RsScanEnd
 pass(RsMover *mover)
 {
-	RsDelayState *state = mover->state;
+	RsStreamId	first;
+	RsStreamId	last;
+	RsStreamId	held_last;
+	RsScanEnd	end = find_last(mover, &last);
 
-	for (int i = 0; i < state->nheld;)
+	if (end != RS_SCAN_NOT)
+		return end;
+	rs_held_recheck(mover->work, mover->state);
+	while (rs_held_take(mover->state, &first, &held_last))
 	{
-		RsScanEnd	end;
-
-		if (!state->held[i].ended)
-		{
-			i++;
-			continue;
-		}
-		end = scan_held(mover, i);
+		end = scan_held(mover, &first, &held_last);
 		if (end != RS_SCAN_DONE)
 			return end;
-		i = 0;
 	}
-	return scan_main(mover);
+	return scan_main(mover, &last);
 }
 
-/* Passes until all is done, or something is in the way.  A flush is over when a pass that began after the last
- * transaction has found nothing more. */
+/* Passes until all is done, or something is in the way.  A flush is over when a pass has found nothing
+ * more. */
 static RsScanEnd
 pass_until_done(RsMover *mover)
 {
@@ -512,20 +546,14 @@ pass_until_done(RsMover *mover)
 		int64		before = report->moved + report->dropped;
 		RsScanEnd	end = pass(mover);
 
-		if (end == RS_SCAN_SERVER)
-		{
-			if (!rs_servers_ask(mover->work, mover->error))
-				return RS_SCAN_LOST;
-			rs_held_recheck(mover->work, mover->state);
-			continue;
-		}
-		if (end != RS_SCAN_DONE || !mover->state->flush)
-			return end;
-		if (report->moved + report->dropped == before)
-		{
+		if (end == RS_SCAN_SERVER && !rs_servers_ask(mover->work, mover->error))
+			return RS_SCAN_LOST;
+		if (end == RS_SCAN_DONE && mover->state->flush &&
+			report->moved + report->dropped == before)
 			mover->state->flush = false;
+		if (end != RS_SCAN_SERVER && end != RS_SCAN_AGAIN &&
+			!(end == RS_SCAN_DONE && mover->state->flush))
 			return end;
-		}
 		if (--mover->turn <= 0)
 			return RS_SCAN_TURN;
 	}
@@ -560,7 +588,7 @@ move_locked(RsMover *mover)
 	end = check_guard(mover);
 	if (end == RS_SCAN_NOT)
 		end = pass_until_done(mover);
-	if ((end == RS_SCAN_DONE || end == RS_SCAN_TURN) &&
+	if ((end == RS_SCAN_DONE || end == RS_SCAN_TURN || end == RS_SCAN_WAIT) &&
 		!rs_work_ask(mover->work, 1, unwatch, &reply, mover->error))
 		end = RS_SCAN_LOST;
 	return end;

@@ -42,7 +42,10 @@ rs_server_life(const RsWork *work, const char *name)
 {
 	RsServer   *server = find(work, name);
 
-	return server != NULL ? server->life : RS_SERVER_UNKNOWN;
+	if (server != NULL)
+		return server->life;
+	/* So many are no servers, but somebody's invention. */
+	return list_length(work->servers) < SERVERS_MAX ? RS_SERVER_UNKNOWN : RS_SERVER_GONE;
 }
 
 void
@@ -50,12 +53,6 @@ rs_server_note(RsWork *work, const char *name)
 {
 	MemoryContext old = MemoryContextSwitchTo(work->context);
 
-	/* So many are no servers, but somebody's invention. */
-	if (list_length(work->servers) >= SERVERS_MAX)
-	{
-		list_free_deep(work->servers);
-		work->servers = NIL;
-	}
 	if (find(work, name) == NULL)
 	{
 		RsServer   *server = palloc0(sizeof(RsServer));

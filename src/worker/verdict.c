@@ -21,6 +21,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/lwlock.h"
 #include "storage/procarray.h"
+#include "utils/snapmgr.h"
 
 #include "transport/transport.h"
 #include "worker/delay.h"
@@ -70,21 +71,38 @@ rs_verdict(uint64 xid, uint64 *top)
 	return verdict;
 }
 
-/* ---- confirmation -------------------------------------------------------------------- */
-
-/* Is the main lane empty of what is in it now?  Waits a little for that. */
-static bool
-await_lane(void)
+uint64
+rs_oldest_running(void)
 {
-	RsEntryNumber head = rs_main_head();
-	uint64		end = rs_work_now() + LANE_PATIENCE;
+	uint64		next = U64FromFullTransactionId(ReadNextFullTransactionId());
 
+	return widen(GetActiveSnapshot()->xmin, next);
+}
+
+/* ---- main messages ------------------------------------------------------------------- */
+
+bool
+rs_lane_await(RsWork *work)
+{
+	RsEntryNumber head;
+	uint64		now = rs_work_now();
+	uint64		end = now + (work->stuck_since == 0 ? LANE_PATIENCE : 0);
+
+	if (!rs_transport_ready())
+		return true;
+	head = rs_main_head();
 	while (!rs_main_has_passed(head))
 	{
-		if (rs_work_now() > end || ShutdownRequestPending)
-			return false;
+		now = rs_work_now();
+		if (now > end || ShutdownRequestPending)
+		{
+			if (work->stuck_since == 0)
+				work->stuck_since = now;
+			return now > work->stuck_since + STUCK_PATIENCE;
+		}
 		pg_usleep(POLL_INTERVAL);
 	}
+	work->stuck_since = 0;
 	return true;
 }
 
@@ -98,9 +116,10 @@ rs_confirmation_refresh(RsWork *work)
 	if (confirmation == NULL)
 		confirmation = work->confirmation =
 			MemoryContextAllocZero(work->context, sizeof(RsConfirmation));
-	if (!rs_transport_ready() || run_id[0] == '\0')
+	if (!rs_transport_ready() || run_id[0] == '\0' || work->stuck_since != 0)
 	{
 		confirmation->horizon = PG_UINT64_MAX;
+		confirmation->run_id[0] = '\0';
 		return;
 	}
 	doubts = rs_transport_doubts();
@@ -110,23 +129,4 @@ rs_confirmation_refresh(RsWork *work)
 	confirmation->horizon = U64FromFullTransactionId(ReadNextFullTransactionId());
 	confirmation->doubts = doubts;
 	strlcpy(confirmation->run_id, run_id, sizeof(confirmation->run_id));
-}
-
-bool
-rs_confirmation_await(RsWork *work)
-{
-	RsConfirmation *confirmation = work->confirmation;
-
-	if (await_lane())
-	{
-		confirmation->stuck_since = 0;
-		rs_confirmation_refresh(work);
-		return true;
-	}
-	if (confirmation->stuck_since == 0)
-		confirmation->stuck_since = rs_work_now();
-	if (rs_work_now() < confirmation->stuck_since + STUCK_PATIENCE)
-		return false;
-	confirmation->horizon = U64FromFullTransactionId(ReadNextFullTransactionId());
-	return true;
 }

@@ -53,6 +53,9 @@ typedef struct RsWork
 	List	   *servers;		/* other servers met in delay streams; servers.c's */
 	uint64		trimmed_at;		/* when the trimmer looked last; 0: never */
 	uint64		held_at;		/* when to look at held messages again; delayer.c's */
+	uint64		settled;		/* the main messages of all committed transactions older than this
+								 * are out of the main lane; chunk.c's */
+	uint64		stuck_since;	/* when the lane was first waited for in vain; 0: it was not */
 	struct RsConfirmation *confirmation;	/* verdict.c's; NULL: none so far */
 } RsWork;
 
