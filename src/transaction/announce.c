@@ -224,8 +224,8 @@ take_publication(RsPatience *patience)
 	}
 	xids = rs_log_sorted_xids(log, &nxids);
 	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_identity_xact_field(),
-									  streams, nstreams, xids, nxids, log->largest,
-									  patience, place, &taken);
+									  streams, nstreams, xids, nxids, log->records,
+									  log->largest, patience, place, &taken);
 	if (taken)
 		log->nplaces++;
 	else if (result == RS_WAIT_DONE)

@@ -120,6 +120,7 @@ mark_level(RsLog *log, int level)
 	mark = &log->marks[log->nmarks++];
 	mark->level = level;
 	mark->position = log->base + log->used;
+	mark->records = log->records;
 	mark->nxids = log->nxids;
 	mark->last_xid = log->nxids > 0 ? log->xids[log->nxids - 1].last : 0;
 	mark->nplaces = log->nplaces;
@@ -180,6 +181,7 @@ rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 	record->length = length;
 	memcpy(record + 1, payload, length);
 	log->used = needed;
+	log->records++;
 	log->largest = Max(log->largest, record->length);
 	return record;
 }
@@ -228,6 +230,7 @@ rs_log_truncate(RsLog *log, int level)
 		return log->nplaces;
 	log->used = mark->position > log->base ? mark->position - log->base : 0;
 	log->streamed = Min(log->streamed, log->used);
+	log->records = mark->records;
 	log->nxids = mark->nxids;
 	if (log->nxids > 0)
 		log->xids[log->nxids - 1].last = mark->last_xid;

@@ -26,6 +26,7 @@ typedef struct RsMark
 {
 	int			level;
 	uint64		position;		/* of the log's end */
+	uint64		records;
 	int			nxids;
 	uint64		last_xid;		/* end of the last of these ranges */
 	int			nplaces;
@@ -42,6 +43,7 @@ typedef struct RsLog
 	size_t		size;
 	size_t		streamed;		/* of data: delay messages are in the lane */
 	uint64		base;			/* bytes forgotten */
+	uint64		records;		/* that were not rolled back, forgotten ones included */
 	uint32		largest;		/* payload so far, rolled back or not */
 	struct RsWindowCell *window;	/* records in data, by hash; NULL while there is at most one */
 	RsMark	   *marks;			/* by level, innermost last */

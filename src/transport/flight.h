@@ -54,7 +54,7 @@ extern void rs_publication_open(const RsEntry *entry, RsEntryNumber number);
 /* Is one open whose last message is not queued yet?  Nothing may be queued from the
  * main lane meanwhile. */
 extern bool rs_publication_active(void);
-/* The XRANGE for the next messages. */
+/* The XRANGE for the next messages, or the XREVRANGE for the end of a main stream. */
 extern void rs_publication_range(RsFlight *flight);
 /* Takes the reply to it and makes the XADDs, possibly none; afterwards either another range
  * is due, or the publication is not active any more. */

@@ -251,11 +251,12 @@ RsWaitResult
 rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
 						 const char *xact_field,
 						 const RsPublishedStream *streams, int nstreams,
-						 const RsXidRange *xids, int nxids, uint32 largest,
+						 const RsXidRange *xids, int nxids, uint64 expected, uint32 largest,
 						 RsPatience *patience, RsEntryNumber *place, bool *taken)
 {
 	RsPublicationHeader header = {
-		.first = *first,.last = *last,.nstreams = nstreams,.nxids = nxids,.largest = largest
+		.first = *first,.last = *last,.nstreams = nstreams,.nxids = nxids,
+		.expected = expected,.largest = largest
 	};
 	RsFreight	freight = {.kind = RS_ENTRY_PUBLICATION,.state = RS_ENTRY_OPEN};
 	RsWaitResult result;

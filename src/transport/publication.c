@@ -12,6 +12,13 @@
  * copies before it were acknowledged, and one buffer serves them all.  After
  * a failure the publication goes on behind the last acknowledged copy: at
  * most one chunk is announced twice, in order.
+ *
+ * The transaction knows how many delay messages there should be.  If some are
+ * missing, somebody moved them to the main streams, perhaps before the commit:
+ * a delayer that cannot ask this server whether the transaction has ended.  On
+ * the main streams nothing tells whose they are.  So everything that came there since
+ * the first delay message is announced once more, in order, this publication's copies
+ * included: they must come after what is older.
  */
 #include "postgres.h"
 
@@ -21,7 +28,7 @@
 #include "utils/memutils.h"
 
 #include "stats.h"
-#include "transport/flight.h"
+#include "transport/sender.h"
 
 #define CHUNK_BYTES (64 * 1024) /* aimed at: a millisecond or so of Redis */
 #define CHUNK_ENTRIES 500
@@ -30,8 +37,12 @@
 /* How far it has come. */
 typedef struct RsPosition
 {
+	bool		again;			/* on the main streams, because messages are missing */
 	int			stream;
 	RsStreamId	next;			/* first id to be looked at */
+	RsStreamId	last;			/* of a main stream: before the first copy is added to it */
+	bool		bounded;		/* "last" is known */
+	uint64		found;			/* messages copied: by reading the delay streams, or again */
 } RsPosition;
 
 static struct
@@ -46,6 +57,7 @@ static struct
 	RsPosition	read;			/* behind what was read and queued */
 	RsPosition	queued;			/* the same, when the copies under way were queued */
 	RsPosition	acknowledged;
+	bool		noted;			/* that messages are missing */
 	uint32		count;			/* entries to ask for */
 	StringInfoData range;		/* the command under way */
 	StringInfoData copies;		/* the commands under way */
@@ -67,6 +79,20 @@ take_key(const char **in, size_t length)
 	*in = take(*in, key->text, length);
 	key->text[length] = '\0';
 	return key;
+}
+
+/* Goes to the beginning of a stream. */
+static void
+begin_stream(int stream)
+{
+	RsPosition *read = &publication.read;
+
+	read->stream = stream;
+	read->next = publication.header.first;
+	read->last = publication.header.last;
+	read->bounded = !read->again;
+	if (read->again)
+		read->next.seq = 0;		/* of the same millisecond: another stream counts for itself */
 }
 
 /* The reverse of rs_main_take_publication(). */
@@ -114,8 +140,9 @@ rs_publication_open(const RsEntry *entry, RsEntryNumber number)
 	decode(bytes.data);
 	initStringInfo(&publication.range);
 	initStringInfo(&publication.copies);
-	publication.read.stream = 0;
-	publication.read.next = publication.header.first;
+	memset(&publication.read, 0, sizeof(publication.read));
+	begin_stream(0);
+	publication.noted = false;
 	publication.acknowledged = publication.queued = publication.read;
 	publication.number = number;
 	publication.open = true;
@@ -169,26 +196,47 @@ set_bytes(RsFlight *flight, StringInfo bytes)
 	flight->pieces[0].iov_len = bytes->len;
 }
 
+static void
+put_range(StringInfo out, const char *command, const RsKey *key, const char *from,
+		  const char *to, uint32 count)
+{
+	char		limit[12];
+
+	snprintf(limit, sizeof(limit), "%u", count);
+	put_header(out, 6);
+	put_bulk(out, command, strlen(command));
+	put_bulk(out, key->text, key->length);
+	put_bulk(out, from, strlen(from));
+	put_bulk(out, to, strlen(to));
+	put_bulk(out, "COUNT", 5);
+	put_bulk(out, limit, strlen(limit));
+}
+
+/* The stream that is read. */
+static const RsKey *
+source(void)
+{
+	const RsPublishedStream *stream = &publication.streams[publication.read.stream];
+
+	return publication.read.again ? stream->stream_key : stream->delay_key;
+}
+
 void
 rs_publication_range(RsFlight *flight)
 {
 	StringInfo	out = &publication.range;
-	const RsKey *key = publication.streams[publication.read.stream].delay_key;
-	char		id[RS_STREAM_ID_SIZE];
-	char		count[12];
-	size_t		length;
+	char		from[RS_STREAM_ID_SIZE];
+	char		to[RS_STREAM_ID_SIZE];
 
 	resetStringInfo(out);
-	put_header(out, 6);
-	put_bulk(out, "XRANGE", 6);
-	put_bulk(out, key->text, key->length);
-	length = rs_redis_id_format(&publication.read.next, id);
-	put_bulk(out, id, length);
-	length = rs_redis_id_format(&publication.header.last, id);
-	put_bulk(out, id, length);
-	put_bulk(out, "COUNT", 5);
-	snprintf(count, sizeof(count), "%u", publication.count);
-	put_bulk(out, count, strlen(count));
+	if (publication.read.bounded)
+	{
+		(void) rs_redis_id_format(&publication.read.next, from);
+		(void) rs_redis_id_format(&publication.read.last, to);
+		put_range(out, "XRANGE", source(), from, to, publication.count);
+	}
+	else
+		put_range(out, "XREVRANGE", source(), "+", "-", 1);
 
 	memset(flight, 0, sizeof(*flight));
 	flight->kind = RS_FLIGHT_RANGE;
@@ -256,32 +304,68 @@ entry_size(const redisReply *entry)
 	return size;
 }
 
+/* Adds an entry's fields to the main stream: of a delay message the payload, which is what
+ * a delayer moves. */
 static void
-put_copy(StringInfo out, const redisReply *payload)
+put_copy(StringInfo out, const redisReply *fields, const redisReply *payload)
 {
 	const RsKey *key = publication.streams[publication.read.stream].stream_key;
 
-	put_header(out, 5);
+	put_header(out, 3 + (payload != NULL ? 2 : fields->elements));
 	put_bulk(out, "XADD", 4);
 	put_bulk(out, key->text, key->length);
 	put_bulk(out, "*", 1);
-	put_bulk(out, "payload", 7);
-	put_bulk(out, payload->str, payload->len);
+	if (payload != NULL)
+	{
+		put_bulk(out, "payload", 7);
+		put_bulk(out, payload->str, payload->len);
+		return;
+	}
+	for (size_t i = 0; i < (size_t) fields->elements; i++)
+		put_bulk(out, fields->element[i]->str, fields->element[i]->len);
+}
+
+static void
+note_missing(const char *text)
+{
+	ereport(LOG, (errmsg("redstream: %s", text)));
+	rs_link_note_error(text);
+}
+
+/* Goes to the first main stream. */
+static void
+begin_again(void)
+{
+	if (!publication.noted)
+		note_missing("delay messages of a transaction were moved before they could be published; announcing main messages since then again");
+	publication.noted = true;
+	publication.read.again = true;
+	publication.read.found = 0;
+	begin_stream(0);
 }
 
 /* Moves on to the next stream, or to the end. */
 static void
 finish_stream(void)
 {
-	publication.read.stream++;
-	publication.read.next = publication.header.first;
-	publication.active = publication.read.stream < (int) publication.header.nstreams;
+	RsPosition *read = &publication.read;
+
+	if (read->stream + 1 < (int) publication.header.nstreams)
+		begin_stream(read->stream + 1);
+	else if (read->found < publication.header.expected && !read->again)
+		begin_again();
+	else
+	{
+		if (read->found < publication.header.expected)
+			note_missing("messages of a transaction that were moved before they could be published are no longer on the main streams; its changes may not be announced");
+		publication.active = false;
+	}
 }
 
 /*
  * Asks for as many entries next time as make a chunk of the wanted size, judging by
- * all those just read, and never for more than a few megabytes of the transaction's
- * largest.
+ * all those just read, and never for more than a few megabytes of the largest of the
+ * transaction and of the main messages so far.
  */
 static void
 adapt_count(size_t entries, size_t bytes)
@@ -294,35 +378,63 @@ adapt_count(size_t entries, size_t bytes)
 	publication.count = Max(wanted, 1);
 }
 
-void
-rs_publication_receive(const RsReply *reply, RsFlight *flight)
+/* Takes where a main stream ends before anything is added to it. */
+static void
+receive_last(const redisReply *entries, size_t count)
 {
-	StringInfo	out = &publication.copies;
-	const redisReply *entries = reply->tree;
-	size_t		count = reply->type == RS_REPLY_ARRAY ? entries->elements : 0;
+	RsPosition *read = &publication.read;
+	const redisReply *id = count > 0 ? entries->element[0]->element[0] : NULL;
+
+	publication.count = 1;		/* nothing is known of its messages */
+	read->bounded = id != NULL && rs_redis_id_parse(id->str, id->len, &read->last);
+	if (!read->bounded || rs_redis_id_compare(&read->last, &read->next) < 0)
+		finish_stream();
+}
+
+/* Copies what is to be announced. */
+static void
+receive_entries(const redisReply *entries, size_t count, RsFlight *flight)
+{
+	RsPosition *read = &publication.read;
 	size_t		bytes = 0;
 	bool		more = true;
 
-	memset(flight, 0, sizeof(*flight));
-	flight->kind = RS_FLIGHT_COPY;
-	resetStringInfo(out);
 	for (size_t i = 0; i < count; i++)
 	{
 		const redisReply *entry = entries->element[i];
-		const redisReply *payload = find_payload(entry->element[1]);
+		const redisReply *fields = entry->element[1];
+		const redisReply *payload = read->again ? NULL : find_payload(fields);
+		size_t		size = entry_size(entry);
 
-		(void) rs_redis_id_parse(entry->element[0]->str, entry->element[0]->len,
-								 &publication.read.next);
-		more = rs_redis_id_next(&publication.read.next);
-		bytes += entry_size(entry);
-		if (payload == NULL)
+		(void) rs_redis_id_parse(entry->element[0]->str, entry->element[0]->len, &read->next);
+		more = rs_redis_id_next(&read->next);
+		bytes += size;
+		if (read->again)
+			publication.header.largest = Max(publication.header.largest, size);
+		else if (payload == NULL)
 			continue;
-		put_copy(out, payload);
+		put_copy(&publication.copies, fields, payload);
 		flight->replies++;
+		read->found++;
 	}
 	if (!more || count < publication.count)
 		finish_stream();
 	adapt_count(count, bytes);
+}
+
+void
+rs_publication_receive(const RsReply *reply, RsFlight *flight)
+{
+	const redisReply *entries = reply->tree;
+	size_t		count = reply->type == RS_REPLY_ARRAY ? entries->elements : 0;
+
+	memset(flight, 0, sizeof(*flight));
+	flight->kind = RS_FLIGHT_COPY;
+	resetStringInfo(&publication.copies);
+	if (publication.read.bounded)
+		receive_entries(entries, count, flight);
+	else
+		receive_last(entries, count);
 	publication.queued = publication.read;
-	set_bytes(flight, out);
+	set_bytes(flight, &publication.copies);
 }

@@ -129,6 +129,7 @@ typedef struct RsPublicationHeader
 	char		xact_field[64];
 	uint32		nstreams;		/* RsPublicationStream and its keys, each */
 	uint32		nxids;			/* RsXidRange */
+	uint64		expected;		/* delay messages that were not rolled back */
 	uint32		largest;		/* payload of the transaction */
 } RsPublicationHeader;
 

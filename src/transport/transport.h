@@ -106,15 +106,16 @@ extern RsWaitResult rs_main_take(const char *data, size_t length, uint32 command
 /*
  * The same for a transaction whose messages the sender is to copy from the
  * delay streams: those with an id in [first, last] and, in "xact_field", one
- * of the transaction ids in the sorted ranges.  "largest" is the size of the
- * greatest payload.  A publication that is larger than an entry may be takes no
+ * of the transaction ids in the sorted ranges.  There should be as many as "expected";
+ * "largest" is the size of the greatest payload.  A publication that is larger than an entry may be takes no
  * place, and returns false in "taken".
  */
 extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
 											 const char *xact_field,
 											 const RsPublishedStream *streams, int nstreams,
 											 const RsXidRange *xids, int nxids,
-											 uint32 largest, RsPatience *patience,
+											 uint64 expected, uint32 largest,
+											 RsPatience *patience,
 											 RsEntryNumber *place, bool *taken);
 
 /*

@@ -336,5 +336,6 @@ random_ok('large', 500, 40, 60, 60, q{SET redstream.transaction_buffer = '64kB'}
 random_ok('large, without waiting', 500, 15, 60, 60,
 	q{SET redstream.transaction_buffer = '64kB'}, 'SET redstream.wait_for_ack = off');
 
+is(stats($node)->{errors}, 0, 'no failure on the way');
 $node->stop;
 done_testing();

@@ -216,6 +216,7 @@ settle($node, $redis);
 is(length(($redis->payloads("redstream:stream:$name"))[0]), $limit + length '{"v":""}',
 	'one as large as can be, on a stream with a long name');
 
+is(stats($node)->{errors}, 0, 'no failure on the way');
 $_->close foreach $large, $second, $small;
 $node->stop;
 done_testing();
