@@ -31,7 +31,7 @@ OBJS = \
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
-OWN_GOALS = check demo bench bench-large \
+OWN_GOALS = check demo bench bench-large bench-delayer \
 	unit clean help
 
 ifneq (,$(filter $(OWN_GOALS), $(MAKECMDGOALS)))
@@ -51,6 +51,9 @@ bench:
 bench-large:
 	@test/in-copy test/bench/large
 
+bench-delayer:
+	@test/in-copy test/bench/delayer
+
 unit:
 	$(MAKE) -C test/unit check
 
@@ -69,6 +72,7 @@ help:
 	@echo 'make demo          see it work; needs nothing beforehand; KEEP=1 to play on'
 	@echo 'make bench         measure it; needs nothing beforehand'
 	@echo 'make bench-large   what one transaction of 5,000,000 rows costs itself and others'
+	@echo 'make bench-delayer how fast due messages are moved, and what that costs Redis'
 	@echo 'make unit          run the unit tests here'
 	@echo 'make clean         remove what was built'
 
