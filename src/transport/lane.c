@@ -327,6 +327,12 @@ rs_main_has_passed(RsEntryNumber head)
 	return passed;
 }
 
+uint64
+rs_transport_progress(void)
+{
+	return pg_atomic_read_u64(&rs_shared->progress);
+}
+
 void
 rs_transport_doubt(void)
 {

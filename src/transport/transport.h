@@ -135,6 +135,8 @@ extern void rs_main_resolved(void);
  */
 extern RsEntryNumber rs_main_head(void);
 extern bool rs_main_has_passed(RsEntryNumber head);
+/* When Redis last acknowledged something, in monotonic microseconds. */
+extern uint64 rs_transport_progress(void);
 extern uint64 rs_transport_doubts(void);
 extern void rs_transport_doubt(void);
 

@@ -28,7 +28,7 @@
 
 #define POLL_INTERVAL 500		/* microseconds */
 #define LANE_PATIENCE 200000	/* microseconds; normally it takes a few hundred */
-#define STUCK_PATIENCE 10000000	/* after which the lane is not waited for any more */
+#define STUCK_PATIENCE 10000000	/* without progress; then the lane is not waited for any more */
 
 /* The full id of a transaction that is not newer than the other one. */
 static uint64
@@ -98,7 +98,7 @@ rs_lane_await(RsWork *work)
 		{
 			if (work->stuck_since == 0)
 				work->stuck_since = now;
-			return now > work->stuck_since + STUCK_PATIENCE;
+			return now > Max(work->stuck_since, rs_transport_progress()) + STUCK_PATIENCE;
 		}
 		pg_usleep(POLL_INTERVAL);
 	}
