@@ -30,7 +30,7 @@
 #include "worker/chunk.h"
 
 #define CHUNK_BYTES (256 * 1024)	/* aimed at: a millisecond or two of Redis */
-#define REPLY_BYTES (4 * 1024 * 1024)	/* if all messages were as large as the largest */
+#define REPLY_BYTES (1024 * 1024)	/* at most, if all messages were as large as the largest */
 #define XACT_PREFIX "xact:"
 
 /* ---- reading --------------------------------------------------------------------------- */

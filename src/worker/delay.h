@@ -27,6 +27,7 @@ typedef struct RsDelayState
 	int64		delay_ms;		/* that look_at was reckoned with */
 	int			failures;		/* in a row */
 	bool		flush;			/* see chunk.c */
+	size_t		largest;		/* message lately; halved each time */
 	RsStreamId	cursor;			/* all before it is gone or held */
 	RsHeld	   *held;
 	int			nheld;

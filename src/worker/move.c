@@ -41,7 +41,7 @@
 #include "stats.h"
 #include "worker/chunk.h"
 
-#define CHUNK_FIRST 16			/* messages; grows quickly, and a first one may be large */
+#define CHUNK_FIRST 4			/* messages; grows quickly, and a first one may be large */
 #define CHUNKS_A_TURN 300		/* before other streams have their turn */
 #define WORDS_MAX (RS_CHUNK_MAX + 10)
 
@@ -608,7 +608,7 @@ create_mover(RsWork *work, RsWorkStream *stream, int64 due_ms, RsError *error)
 	mover->error = error;
 	mover->turn = work->own_transactions ? CHUNKS_A_TURN : INT_MAX;	/* a backend has nothing else to do */
 	mover->chunk.count = CHUNK_FIRST;
-	mover->chunk.largest = 0;
+	mover->chunk.largest = stream->delay->largest / 2;
 	mover->sent.under_way = false;
 	rs_redis_delay_key(&mover->delay_key, rs_namespace, stream->name);
 	rs_redis_stream_key(&mover->main_key, rs_namespace, stream->name);
@@ -669,6 +669,7 @@ rs_move_due(RsWork *work, RsWorkStream *stream, int64 due_ms, bool *more, RsErro
 		return true;
 	}
 	end = move_locked(mover);
+	stream->delay->largest = mover->chunk.largest;
 	stream->reports[RS_JOB_DELAYER].locked = end == RS_SCAN_LOCKED;
 	*more = end == RS_SCAN_TURN;
 	alive = leave(mover, end);
