@@ -191,6 +191,13 @@ rs_redis_history_key(RsKey *key, const char *ns, const char *stream)
 }
 
 void
+rs_redis_flush_key(RsKey *key, const char *ns, const char *stream)
+{
+	begin(key, ns, "flush");
+	append(key, stream);
+}
+
+void
 rs_redis_server_key(RsKey *key, const char *ns, const char *server)
 {
 	begin(key, ns, "server");

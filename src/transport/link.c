@@ -24,6 +24,8 @@
 #define BACKOFF_FIRST 10000		/* microseconds */
 #define BACKOFF_LAST 1000000
 #define SUSPECT_TRIES 5
+#define OLD_BYTES_PAUSE 10000	/* microseconds */
+#define MILLISECOND_PAUSE 2000
 
 /*
  * The entry that was due for an answer when a connection failed.  Until it is
@@ -285,7 +287,11 @@ claim(RsConnection *fresh, RsError *error)
 	return ours || not_ours(error);
 }
 
-/* Delay messages older than the first connection are of a life of the server before this one. */
+/*
+ * Delay messages older than the first connection are of a life of the server before this one.  What a sender that
+ * was killed has left in its socket is executed in the meantime; and the millisecond of the answer is over when
+ * we send something.
+ */
 static bool
 note_beginning(RsConnection *fresh, RsError *error)
 {
@@ -295,10 +301,12 @@ note_beginning(RsConnection *fresh, RsError *error)
 
 	if (pg_atomic_read_u64(&rs_shared->began_ms) != 0)
 		return true;
+	pg_usleep(OLD_BYTES_PAUSE);
 	if (!rs_redis_command(fresh, 1, words, NULL, rs_timeout, &reply, error) ||
 		!rs_redis_time(&reply, &now_ms, error))
 		return false;
-	pg_atomic_write_u64(&rs_shared->began_ms, now_ms);
+	pg_atomic_write_u64(&rs_shared->began_ms, now_ms + 1);
+	pg_usleep(MILLISECOND_PAUSE);
 	return true;
 }
 

@@ -143,6 +143,7 @@ rs_chunk_read(RsChunk *chunk, const RsReply *reply)
 		bytes += size;
 		chunk->largest = Max(chunk->largest, size);
 	}
+	chunk->nread = chunk->nmessages;
 	if (count < chunk->requested)
 		return false;
 	chunk->next = chunk->messages[count - 1].id;

@@ -51,7 +51,8 @@ typedef struct RsChunk
 	uint32		requested;		/* asked for */
 	size_t		largest;		/* message so far */
 	RsCut		cut;
-	int			nmessages;
+	int			nread;			/* messages that were read ... */
+	int			nmessages;		/* ... and that are to be dealt with: the rest is cut off */
 	RsMessage	messages[RS_CHUNK_MAX];
 } RsChunk;
 

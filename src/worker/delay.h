@@ -104,6 +104,8 @@ typedef enum RsServerLife
 extern RsServerLife rs_server_life(const RsWork *work, const char *server);
 /* Adds a server to those that are asked about. */
 extern void rs_server_note(RsWork *work, const char *server);
+/* Forgets those that were gone. */
+extern void rs_servers_forget_gone(RsWork *work);
 /* Asks Redis about all of them.  False and an error when the connection was lost. */
 extern bool rs_servers_ask(RsWork *work, RsError *error);
 

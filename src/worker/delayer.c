@@ -158,7 +158,12 @@ move(RsWork *work, RsWorkStream *stream, int64 now_ms, RsError *error)
 		return true;
 	}
 	if (!rs_move_due(work, stream, now_ms - 1 - delay_of(stream), &more, error))
+	{
+		/* If it is this stream that costs the connection, the others must have their turn. */
+		rs_work_report_error(stream, RS_JOB_DELAYER, error->text);
+		back_off(state);
 		return false;
+	}
 	if (stream->reports[RS_JOB_DELAYER].error != NULL)
 		back_off(state);
 	else
@@ -206,12 +211,15 @@ rs_delayer_step(RsWork *work, RsError *error)
 	List	   *streams = NIL;
 	ListCell   *cell;
 
+	rs_servers_forget_gone(work);
 	if (!rs_servers_ask(work, error))
 		return false;
 	if (rs_transport_ready() && rs_transport_first_xid() == 0)
 		return true;			/* the sender will know */
 	if (rs_repeat == RS_REPEAT_UNCONFIRMED)
 		rs_confirmation_refresh(work);
+	else if (work->confirmation != NULL)
+		work->confirmation->horizon = 0;	/* old messages are announced after confirmed ones */
 	work->held_at = rs_work_now() + HELD_INTERVAL;
 	foreach(cell, work->streams)
 	{

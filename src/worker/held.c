@@ -142,6 +142,17 @@ rs_held_has_ended(const RsDelayState *state)
 	return false;
 }
 
+/* One that was forgotten is asked about at the next step. */
+static bool
+server_is_gone(RsWork *work, const char *server)
+{
+	RsServerLife life = rs_server_life(work, server);
+
+	if (life == RS_SERVER_UNKNOWN)
+		rs_server_note(work, server);
+	return life == RS_SERVER_GONE;
+}
+
 void
 rs_held_recheck(RsWork *work, RsDelayState *state)
 {
@@ -156,9 +167,10 @@ rs_held_recheck(RsWork *work, RsDelayState *state)
 			continue;
 		if (held->server == NULL)
 			held->ended = !still_runs(held);
+		else if (held->server[0] == '\0')
+			held->ended = true;
 		else
-			held->ended = held->server[0] == '\0' ||
-				rs_server_life(work, held->server) == RS_SERVER_GONE;
+			held->ended = server_is_gone(work, held->server);
 		if (held->ended)
 			state->look_at = 0;
 	}

@@ -12,13 +12,12 @@
  *		PEXPIRE lock
  *		XTRIM or XDEL, of nothing	may we remove?
  *		XADD main ...				all messages but one
- *		EVAL						adds the last one, and removes
- *		SET offset
+ *		EVAL						adds the last one, removes, and sets the offset
  *		EXEC
  *
  * Out of memory, a missing permission and their like are refused when a command is queued, and
  * then EXEC does nothing.  What can go wrong in EXEC itself (a main stream of another type) goes
- * wrong for each XADD alike: so the last XADD and the removal are one script, which
+ * wrong for each XADD alike: so the last XADD and what follows from it are one script, which
  * ends before the removal.
  *
  * Reading and moving overlap: while Redis executes one chunk, the next is read, judged and
@@ -43,12 +42,14 @@
 
 #define CHUNK_FIRST 4			/* messages; grows quickly, and a first one may be large */
 #define CHUNKS_A_TURN 300		/* before other streams have their turn */
-#define WORDS_MAX (RS_CHUNK_MAX + 10)
+#define WORDS_MAX (RS_CHUNK_MAX + 12)
 
-/* KEYS: main stream, delay stream; ARGV: payload, XTRIM or XDEL, and its arguments. */
+/* KEYS: main stream, delay stream, offset; ARGV: payload, the new offset or nothing, XTRIM or XDEL, and its
+ * arguments. */
 static const char move_script[] =
 "redis.call('XADD', KEYS[1], '*', 'payload', ARGV[1])\n"
-"return redis.call(ARGV[2], KEYS[2], unpack(ARGV, 3))\n";
+"redis.call(ARGV[3], KEYS[2], unpack(ARGV, 4))\n"
+"if ARGV[2] ~= '' then redis.call('SET', KEYS[3], ARGV[2]) end\n";
 
 /* Why a scan of a stretch of the stream ended. */
 typedef enum RsScanEnd
@@ -86,6 +87,7 @@ typedef struct RsMover
 	RsKey		main_key;
 	RsKey		lock_key;
 	RsKey		offset_key;
+	RsKey		flush_key;
 	RsStreamId	offset;			/* the delayer's, as Redis has it */
 	int			turn;			/* chunks left of it */
 	bool		prefix;			/* nothing before or in the stretch stays: it may be trimmed */
@@ -164,9 +166,9 @@ add_removed(RsMover *mover)
 					 rs_redis_id_format(&chunk->messages[i].id, mover->ids[i]));
 }
 
-/* The removal and, before it in one script, the XADD of the "last" message, if there is one. */
+/* The removal and, in one script with it, the XADD of the "last" message, if there is one, and the new offset. */
 static void
-put_removal(RsMover *mover, const RsMessage *last)
+put_removal(RsMover *mover, const RsMessage *last, const char *offset)
 {
 	const char *verb = mover->prefix ? "XTRIM" : "XDEL";
 
@@ -175,10 +177,12 @@ put_removal(RsMover *mover, const RsMessage *last)
 	{
 		add_word(mover, "EVAL", 4);
 		add_word(mover, move_script, sizeof(move_script) - 1);
-		add_word(mover, "2", 1);
+		add_word(mover, "3", 1);
 		add_word(mover, mover->main_key.text, mover->main_key.length);
 		add_word(mover, mover->delay_key.text, mover->delay_key.length);
+		add_word(mover, mover->offset_key.text, mover->offset_key.length);
 		add_word(mover, last->payload, last->length);
+		add_word(mover, offset, strlen(offset));
 		add_word(mover, verb, strlen(verb));
 	}
 	else
@@ -188,6 +192,12 @@ put_removal(RsMover *mover, const RsMessage *last)
 	}
 	add_removed(mover);
 	put(mover, mover->nwords, mover->words, mover->lengths);
+	if (last == NULL && offset[0] != '\0')
+	{
+		const char *set[] = {"SET", mover->offset_key.text, offset};
+
+		put(mover, 3, set, NULL);
+	}
 }
 
 /* Removes nothing: refused if we may not. */
@@ -203,15 +213,14 @@ put_probe(RsMover *mover)
 		put(mover, 3, delete, NULL);
 }
 
-/* The offset goes up to where everything is dealt with, and never back. */
+/* The offset goes up to where everything is dealt with, and never back; "" if it does not move. */
 static void
-put_offset(RsMover *mover)
+find_offset(RsMover *mover, char text[RS_STREAM_ID_SIZE])
 {
 	RsStreamId	offset = mover->composed.done;
 	RsStreamId	held;
-	char		id[RS_STREAM_ID_SIZE];
-	const char *words[] = {"SET", mover->offset_key.text, id};
 
+	text[0] = '\0';
 	if (rs_held_first(mover->state, &held) && rs_redis_id_compare(&held, &offset) <= 0)
 	{
 		if (!rs_redis_id_previous(&held))
@@ -220,8 +229,7 @@ put_offset(RsMover *mover)
 	}
 	if (rs_redis_id_compare(&offset, &mover->offset) <= 0)
 		return;
-	rs_redis_id_format(&offset, id);
-	put(mover, 3, words, NULL);
+	rs_redis_id_format(&offset, text);
 	mover->composed.offset = offset;
 }
 
@@ -260,6 +268,8 @@ compose(RsMover *mover)
 	const RsChunk *chunk = &mover->chunk;
 	const char *multi[] = {"MULTI"};
 	const char *exec[] = {"EXEC"};
+	const char *flush[] = {"SET", mover->flush_key.text, "1"};
+	char		offset[RS_STREAM_ID_SIZE];
 	char		ttl[12];
 	const char *extend[] = {"PEXPIRE", mover->lock_key.text, ttl};
 	const RsMessage *last;
@@ -276,8 +286,10 @@ compose(RsMover *mover)
 		for (const RsMessage *message = chunk->messages; message < last; message++)
 			if (message->fate == RS_FATE_MOVE)
 				put_add(mover, message);
-		put_removal(mover, last);
-		put_offset(mover);
+		find_offset(mover, offset);
+		put_removal(mover, last, offset);
+		if (mover->state->flush)
+			put(mover, 3, flush, NULL);
 	}
 	queue(mover, 1, exec);
 	queue_guard(mover);
@@ -449,8 +461,29 @@ scan(RsMover *mover)
 	return end != RS_SCAN_NOT ? end : scan_end(mover, turn_over);
 }
 
-/* A stretch of messages that were held and are not any more.  It is taken out before it is read, and what is not
- * dealt with is put back: up to where it was read, what stays is noted anew. */
+/* Puts back what is left of a stretch of held messages.  What is not due is not looked at again in this
+ * pass: all behind it is not due either. */
+static RsScanEnd
+put_back(RsMover *mover, const RsStreamId *last, RsScanEnd end)
+{
+	const RsChunk *chunk = &mover->chunk;
+	const RsStreamId *rest = chunk->cut == RS_CUT_NOT ? &chunk->next :
+		&chunk->messages[chunk->nmessages].id;
+
+	if (chunk->cut != RS_CUT_NOT && chunk->nread == 0)
+		return end;				/* nothing is left */
+	if (chunk->cut != RS_CUT_DUE)
+	{
+		rs_held_add_ended(mover->stream, rest, last);
+		return end;
+	}
+	rs_held_add(mover->stream, 0, "", rest);
+	rs_held_add(mover->stream, 0, "", last);
+	return RS_SCAN_DONE;
+}
+
+/* A stretch of messages that were held and are not any more.  It is taken out before it is read: what has to stay
+ * once more is noted anew. */
 static RsScanEnd
 scan_held(RsMover *mover, const RsStreamId *first, const RsStreamId *last)
 {
@@ -461,9 +494,9 @@ scan_held(RsMover *mover, const RsStreamId *first, const RsStreamId *last)
 	mover->chunk.next = *first;
 	mover->chunk.last = *last;
 	end = scan(mover);
-	if (end != RS_SCAN_DONE)
-		rs_held_add_ended(mover->stream, first, last);
-	return end;
+	if (end == RS_SCAN_TURN || end == RS_SCAN_SERVER || end == RS_SCAN_AGAIN || end == RS_SCAN_WAIT)
+		return put_back(mover, last, end);
+	return end;					/* done, or all is forgotten */
 }
 
 /* The stretch from the cursor on up to "last", in which nothing was read so far. */
@@ -534,6 +567,17 @@ pass(RsMover *mover)
 	return scan_main(mover, &last);
 }
 
+/* The mark in Redis is for who takes over in the middle. */
+static bool
+end_flush(RsMover *mover)
+{
+	const char *words[] = {"DEL", mover->flush_key.text};
+	RsReply		reply;
+
+	mover->state->flush = false;
+	return rs_work_ask(mover->work, 2, words, &reply, mover->error);
+}
+
 /* Passes until all is done, or something is in the way.  A flush is over when a pass has found nothing
  * more. */
 static RsScanEnd
@@ -549,8 +593,8 @@ pass_until_done(RsMover *mover)
 		if (end == RS_SCAN_SERVER && !rs_servers_ask(mover->work, mover->error))
 			return RS_SCAN_LOST;
 		if (end == RS_SCAN_DONE && mover->state->flush &&
-			report->moved + report->dropped == before)
-			mover->state->flush = false;
+			report->moved + report->dropped == before && !end_flush(mover))
+			return RS_SCAN_LOST;
 		if (end != RS_SCAN_SERVER && end != RS_SCAN_AGAIN &&
 			!(end == RS_SCAN_DONE && mover->state->flush))
 			return end;
@@ -559,16 +603,22 @@ pass_until_done(RsMover *mover)
 	}
 }
 
+/* What a delayer before us has left in Redis: the offset, and whether it has begun a flush. */
 static bool
-read_offset(RsMover *mover)
+read_marks(RsMover *mover)
 {
-	const char *words[] = {"GET", mover->offset_key.text};
+	const char *get[] = {"GET", mover->offset_key.text};
+	const char *exists[] = {"EXISTS", mover->flush_key.text};
 	RsReply		reply;
 
-	if (!rs_work_ask(mover->work, 2, words, &reply, mover->error))
+	if (!rs_work_ask(mover->work, 2, get, &reply, mover->error))
 		return false;
 	if (reply.type == RS_REPLY_STRING)
 		(void) rs_redis_id_parse(reply.text, reply.length, &mover->offset);
+	if (!rs_work_ask(mover->work, 2, exists, &reply, mover->error))
+		return false;
+	if (reply.type == RS_REPLY_INTEGER && reply.integer > 0)
+		mover->state->flush = true;
 	return true;
 }
 
@@ -580,7 +630,7 @@ move_locked(RsMover *mover)
 	RsScanEnd	end;
 	RsReply		reply;
 
-	if (!read_offset(mover))
+	if (!read_marks(mover))
 		return RS_SCAN_LOST;
 	queue_guard(mover);
 	if (!rs_redis_flush(mover->work->connection, rs_timeout, mover->error))
@@ -607,13 +657,14 @@ create_mover(RsWork *work, RsWorkStream *stream, int64 due_ms, RsError *error)
 	mover->due_ms = due_ms;
 	mover->error = error;
 	mover->turn = work->own_transactions ? CHUNKS_A_TURN : INT_MAX;	/* a backend has nothing else to do */
-	mover->chunk.count = CHUNK_FIRST;
+	mover->chunk.count = stream->delay->failures > 0 ? 1 : CHUNK_FIRST;
 	mover->chunk.largest = stream->delay->largest / 2;
 	mover->sent.under_way = false;
 	rs_redis_delay_key(&mover->delay_key, rs_namespace, stream->name);
 	rs_redis_stream_key(&mover->main_key, rs_namespace, stream->name);
 	rs_redis_delayer_lock_key(&mover->lock_key, rs_namespace, stream->name);
 	rs_redis_delayer_offset_key(&mover->offset_key, rs_namespace, stream->name);
+	rs_redis_flush_key(&mover->flush_key, rs_namespace, stream->name);
 	return mover;
 }
 

@@ -275,8 +275,9 @@ read_pending(RsTrimLook *look, RsTrimGroup *group, const RsReply *reply)
 		group->keep = (RsStreamId) {0, 0};
 	else if (reply->type != RS_REPLY_ARRAY || reply->tree->elements < 2)
 		rs_trim_failed(look, "XPENDING", reply);
-	else if (read_id(reply->tree->element[1], &smallest))
-		group->keep = smallest;
+	else if (read_id(reply->tree->element[1], &smallest) &&
+			 rs_redis_id_compare(&smallest, &group->keep) < 0)
+		group->keep = smallest; /* else it was set back behind what is pending */
 }
 
 /* Entries-added is Redis 7's. */

@@ -49,6 +49,18 @@ sub certain
 	return;
 }
 
+# The worker has taken up that all messages are repeated.
+sub repeating
+{
+	wait_until('a message that is repeated', sub {
+		$redis->command('DEL', 'redstream:stream:certain');
+		$node->safe_psql('postgres', 'INSERT INTO certain DEFAULT VALUES');
+		emptied('certain');
+		@{ payloads('certain') } == 2;
+	});
+	return;
+}
+
 $node->safe_psql('postgres', q{
 	CREATE TABLE item (id integer PRIMARY KEY, n integer NOT NULL DEFAULT 0);
 	SELECT redstream.attach('item', payload => ARRAY['id', 'n']);
@@ -130,6 +142,25 @@ $node->safe_psql('postgres', q{
 	INSERT INTO item SELECT generate_series(10001, 20000)});
 emptied('item');
 is(scalar @{ payloads('item') }, 10_000, 'large transaction: announced once');
+
+# What was announced late with repeat = always is repeated in front of what is confirmed later.
+reconfigure($node, 'redstream.delay' => '3s');
+certain();
+reconfigure($node, 'redstream.repeat' => 'always');
+repeating();
+$node->safe_psql('postgres', 'UPDATE item SET n = 100 WHERE id = 1');
+wait_until('the message to be a second old', sub {
+	my ($first) = $redis->entries('redstream:stream:item.delay');
+	my ($now) = @{ $redis->command('TIME') };
+	return $first && $now * 1000 > (split /-/, $first->[0])[0] + 1000;
+});
+$node->safe_psql('postgres', 'UPDATE item SET n = 200 WHERE id = 1');
+wait_until('the repeat', sub { 2 == grep { $_ eq '{"id":1,"n":100}' } @{ payloads('item') } });
+reconfigure($node, 'redstream.repeat' => 'unconfirmed');
+emptied('item');
+is((grep { /"id":1,/ } @{ payloads('item') })[-1], '{"id":1,"n":200}',
+	'always, and then unconfirmed: the newest is the last word');
+reconfigure($node, 'redstream.delay' => '1s');
 
 # ---- under load -------------------------------------------------------------------------
 

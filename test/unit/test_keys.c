@@ -144,6 +144,8 @@ test_more_keys(void)
 	same_key(&key, "shop:redstream:consumers:products");
 	rs_redis_history_key(&key, "", "{products}");
 	same_key(&key, "redstream:history:{products}");
+	rs_redis_flush_key(&key, "", "s");
+	unit_same(key.text, "redstream:flush:s", "flush key");
 	rs_redis_server_key(&key, "shop", "7300000000000000000:1");
 	same_key(&key, "shop:redstream:server:7300000000000000000:1");
 	rs_redis_streams_key(&key, "shop", UINT64_MAX, UINT32_MAX);
