@@ -22,9 +22,9 @@ OBJS = \
 	src/transport/shared.o \
 	src/worker/chunk.o src/worker/commands.o src/worker/delayer.o src/worker/held.o \
 	src/worker/launcher.o src/worker/move.o src/worker/registry.o src/worker/run.o \
-	src/worker/servers.o src/worker/trim_cut.o src/worker/trim_history.o \
-	src/worker/trim_judge.o src/worker/trim_look.o src/worker/trimmer.o \
-	src/worker/verdict.o src/worker/work.o src/worker/worker.o \
+	src/worker/servers.o src/worker/transfer.o src/worker/trim_cut.o \
+	src/worker/trim_history.o src/worker/trim_judge.o src/worker/trim_look.o \
+	src/worker/trimmer.o src/worker/verdict.o src/worker/work.o src/worker/worker.o \
 	src/redis/connection.o src/redis/error.o src/redis/greeting.o src/redis/keys.o \
 	src/redis/lock.o src/redis/pipeline.o src/redis/reply.o src/redis/resp.o \
 	src/redis/socket.o src/redis/stream_id.o src/redis/url.o

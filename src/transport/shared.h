@@ -12,13 +12,12 @@
 #ifndef RS_TRANSPORT_SHARED_H
 #define RS_TRANSPORT_SHARED_H
 
-#include <time.h>
-
 #include "port/atomics.h"
 #include "storage/condition_variable.h"
 #include "storage/lwlock.h"
 #include "storage/spin.h"
 
+#include "clock.h"
 #include "transport/transport.h"
 
 /* State of an entry: the two low bits of its tag.  Entries of the delay lane
@@ -157,15 +156,5 @@ extern void rs_lane_wake_all(void);
 /* ---- sender.c ---------------------------------------------------------------- */
 
 extern PGDLLEXPORT void redstream_sender_main(Datum argument);
-
-/* Monotonic microseconds, comparable between processes (clock_gettime(2)). */
-static inline uint64
-rs_now(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64) now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
 
 #endif							/* RS_TRANSPORT_SHARED_H */

@@ -1,8 +1,8 @@
 /*
  * delay.h
- *	  The delayer's parts: delayer.c, which stream is looked at when; move.c, messages from
- *	  one stream to the other; held.c, messages that stay; verdict.c, what became of a
- *	  transaction.  For these files.
+ *	  The delayer's parts: delayer.c, which stream is looked at when; move.c with chunk.c and
+ *	  transfer.c, messages from one stream to the other; held.c, messages that stay; servers.c, other
+ *	  servers; verdict.c, what became of a transaction.  For these files.
  */
 #ifndef RS_WORKER_DELAY_H
 #define RS_WORKER_DELAY_H

@@ -36,7 +36,7 @@ is_to_be_looked_at(const RsWorkStream *stream)
 {
 	const RsDelayState *state = stream->delay;
 
-	return state == NULL || state->delay_ms != delay_of(stream) || rs_work_now() >= state->look_at;
+	return state == NULL || state->delay_ms != delay_of(stream) || rs_now() >= state->look_at;
 }
 
 /* The next look, in so many milliseconds if nothing changes. */
@@ -45,7 +45,7 @@ look_in(RsDelayState *state, int64 milliseconds)
 {
 	int64		pause = Min(milliseconds, LOOK_INTERVAL / 1000) * 1000;
 
-	state->look_at = rs_work_now() + Max(pause, PACE);
+	state->look_at = rs_now() + Max(pause, PACE);
 }
 
 static void
@@ -56,7 +56,7 @@ back_off(RsDelayState *state)
 	for (int i = 0; i < state->failures && pause < BACKOFF_LAST; i++)
 		pause *= 2;
 	state->failures++;
-	state->look_at = rs_work_now() + Min(pause, BACKOFF_LAST);
+	state->look_at = rs_now() + Min(pause, BACKOFF_LAST);
 }
 
 /* ---- asking ------------------------------------------------------------------------------ */
@@ -169,7 +169,7 @@ move(RsWork *work, RsWorkStream *stream, int64 now_ms, RsError *error)
 	else
 	{
 		state->failures = 0;
-		state->look_at = more ? 0 : rs_work_now() + (has_ended(state) ? HELD_INTERVAL : PACE);
+		state->look_at = more ? 0 : rs_now() + (has_ended(state) ? HELD_INTERVAL : PACE);
 	}
 	return true;
 }
@@ -220,7 +220,7 @@ rs_delayer_step(RsWork *work, RsError *error)
 		rs_confirmation_refresh(work);
 	else if (work->confirmation != NULL)
 		work->confirmation->horizon = 0;	/* old messages are announced after confirmed ones */
-	work->held_at = rs_work_now() + HELD_INTERVAL;
+	work->held_at = rs_now() + HELD_INTERVAL;
 	foreach(cell, work->streams)
 	{
 		RsWorkStream *stream = lfirst(cell);
@@ -248,7 +248,7 @@ rs_delayer_due(const RsWork *work)
 	ListCell   *cell;
 
 	if (rs_transport_ready() && rs_transport_first_xid() == 0)
-		return rs_work_now() + PACE;
+		return rs_now() + PACE;
 	foreach(cell, work->streams)
 	{
 		const RsWorkStream *stream = lfirst(cell);

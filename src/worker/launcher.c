@@ -170,7 +170,7 @@ list_registered(void)
 static void
 rest(Database *database)
 {
-	uint64		now = rs_work_now();
+	uint64		now = rs_now();
 
 	if (now >= database->started_at + HEALTHY)
 		database->backoff = 0;
@@ -277,7 +277,7 @@ is_due(const Database *database)
 {
 	return database->listed && database->registered.blocks == 0 &&
 		(database->knowledge == UNSEEN ||
-		 (database->knowledge == RESTING && rs_work_now() >= database->retry_at));
+		 (database->knowledge == RESTING && rs_now() >= database->retry_at));
 }
 
 /* Having failed once in a pass, registering is not tried again in it. */
@@ -290,7 +290,7 @@ start(Database *database)
 		return;
 	}
 	database->knowledge = RUNNING;
-	database->started_at = rs_work_now();
+	database->started_at = rs_now();
 }
 
 /* Ends the worker of a database that is not served; true when nothing is left of it. */
@@ -314,7 +314,7 @@ retire(Database *database)
 static uint64
 serve(void)
 {
-	uint64		next = rs_work_now() + INTERVAL;
+	uint64		next = rs_now() + INTERVAL;
 	bool		wish_lost = rs_registry_wish_was_lost();
 	int			looking = 0;
 	HASH_SEQ_STATUS all;
@@ -344,7 +344,7 @@ serve(void)
 			start(database);
 			looking += database->knowledge == RUNNING;
 		}
-		if (database->knowledge == RESTING && database->retry_at > rs_work_now())
+		if (database->knowledge == RESTING && database->retry_at > rs_now())
 			next = Min(next, database->retry_at);
 		database->listed = false;	/* until the next look at pg_database */
 	}
@@ -375,7 +375,7 @@ appear(void)
 static void
 wait_until(uint64 time)
 {
-	uint64		now = rs_work_now();
+	uint64		now = rs_now();
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,

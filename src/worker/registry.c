@@ -344,11 +344,11 @@ worker_pid(Oid database)
 void
 rs_registry_evict(Oid database, int timeout_ms)
 {
-	uint64		deadline = rs_work_now() + (uint64) timeout_ms * 1000;
+	uint64		deadline = rs_now() + (uint64) timeout_ms * 1000;
 	int			pid;
 
 	ConditionVariablePrepareToSleep(&registry->gone);
-	while ((pid = worker_pid(database)) != 0 && rs_work_now() < deadline)
+	while ((pid = worker_pid(database)) != 0 && rs_now() < deadline)
 	{
 		/* A process that is in the registry has not ended yet. */
 		(void) kill(pid, SIGTERM);

@@ -74,7 +74,7 @@ rs_trimmer_step(RsWork *work, RsError *error)
 	MemoryContext outside = MemoryContextSwitchTo(context);
 	bool		alive;
 
-	work->trimmed_at = rs_work_now();
+	work->trimmed_at = rs_now();
 	alive = trim_all(work, context, error);
 	MemoryContextSwitchTo(outside);
 	MemoryContextDelete(context);

@@ -85,7 +85,7 @@ bool
 rs_lane_await(RsWork *work)
 {
 	RsEntryNumber head;
-	uint64		now = rs_work_now();
+	uint64		now = rs_now();
 	uint64		end = now + (work->stuck_since == 0 ? LANE_PATIENCE : 0);
 
 	if (!rs_transport_ready())
@@ -93,7 +93,7 @@ rs_lane_await(RsWork *work)
 	head = rs_main_head();
 	while (!rs_main_has_passed(head))
 	{
-		now = rs_work_now();
+		now = rs_now();
 		if (now > end || ShutdownRequestPending)
 		{
 			if (work->stuck_since == 0)

@@ -89,7 +89,7 @@ claim(RsWork *work, RsError *error)
 	RsKey		key;
 	bool		ours;
 
-	if (work->claimed_at != 0 && rs_work_now() < work->claimed_at + CLAIM_INTERVAL)
+	if (work->claimed_at != 0 && rs_now() < work->claimed_at + CLAIM_INTERVAL)
 		return true;
 	rs_redis_server_key(&key, rs_namespace, rs_identity_server());
 	if (!rs_redis_claim(work->connection, &key, rs_identity_token(), rs_timeout, &ours, error))
@@ -97,7 +97,7 @@ claim(RsWork *work, RsError *error)
 	if (!ours)
 		return rs_redis_error(error, "another server with the same system identifier uses this Redis: key %s is not ours",
 							  key.text);
-	work->claimed_at = rs_work_now();
+	work->claimed_at = rs_now();
 	return ask_async(work, error);
 }
 
@@ -260,7 +260,7 @@ rs_work_know(RsWork *work, RsError *error)
 	RsReply		reply;
 	const char *words[] = {"SMEMBERS", key.text};
 
-	if (work->known_at != 0 && rs_work_now() < work->known_at + KNOW_INTERVAL)
+	if (work->known_at != 0 && rs_now() < work->known_at + KNOW_INTERVAL)
 		return true;
 	rs_identity_streams_key(&key, rs_namespace);
 	if (!rs_work_ask(work, 2, words, &reply, error))
@@ -278,6 +278,6 @@ rs_work_know(RsWork *work, RsError *error)
 		if (rs_redis_stream_name_check(name, &ignored) && find_stream(work, name) == NULL)
 			(void) add_stream(work, name);
 	}
-	work->known_at = rs_work_now();
+	work->known_at = rs_now();
 	return true;
 }

@@ -9,9 +9,8 @@
 #ifndef RS_WORKER_WORK_H
 #define RS_WORKER_WORK_H
 
-#include <time.h>
-
 #include "nodes/pg_list.h"
+#include "clock.h"
 #include "worker/worker.h"
 
 typedef enum RsJob
@@ -111,15 +110,5 @@ extern bool rs_trimmer_step(RsWork *work, RsError *error);
 /* When the next step is due, in monotonic microseconds; 0: now. */
 extern uint64 rs_delayer_due(const RsWork *work);
 extern uint64 rs_trimmer_due(const RsWork *work);
-
-/* Monotonic microseconds (clock_gettime(2)). */
-static inline uint64
-rs_work_now(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64) now.tv_sec * 1000000 + now.tv_nsec / 1000;
-}
 
 #endif							/* RS_WORKER_WORK_H */

@@ -166,7 +166,7 @@ note_outage(const RsError *error)
 	if (ShutdownRequestPending)
 		return;					/* that is why */
 	end_tick(NULL, error->text);
-	retry_at = rs_work_now() + RETRY_INTERVAL;
+	retry_at = rs_now() + RETRY_INTERVAL;
 	if (!disconnected)
 		ereport(LOG, (errmsg("redstream: the worker of database \"%s\" cannot ask Redis: %s",
 							 MyBgworkerEntry->bgw_extra, error->text)));
@@ -206,7 +206,7 @@ run(const Job *job)
 static bool
 is_due(const Job *job)
 {
-	return !ShutdownRequestPending && job->due(work) <= rs_work_now();
+	return !ShutdownRequestPending && job->due(work) <= rs_now();
 }
 
 /* Asks Redis at every tick, were it only for the streams that no table is attached to. */
@@ -215,7 +215,7 @@ run_what_is_due(void)
 {
 	RsError		error;
 
-	if (rs_work_now() < retry_at)
+	if (rs_now() < retry_at)
 		return;
 	pgstat_report_activity(STATE_RUNNING, "asking Redis");
 	if (!rs_work_connect(work, &error) || !rs_work_know(work, &error))
@@ -258,7 +258,7 @@ tick(void)
 static void
 sleep_until_due(void)
 {
-	uint64		now = rs_work_now();
+	uint64		now = rs_now();
 	uint64		due = now + TICK_LONGEST;
 
 	for (size_t i = 0; i < lengthof(jobs); i++)

@@ -167,6 +167,17 @@ $redis->command('XGROUP', 'CREATE', $key, 'two', '7-11');
 trim();
 is(ids('groups'), '7-12', 'and the slower group does');
 
+# A group that was set back has read less than what is pending.
+attach('setback');
+$key = 'redstream:stream:setback';
+fill('setback', map { "1-$_" } 1 .. 9);
+$redis->command('XGROUP', 'CREATE', $key, 'one', '0');
+$redis->command('XREADGROUP', 'GROUP', 'one', 'x', 'COUNT', 6, 'STREAMS', $key, '>');
+$redis->command('XGROUP', 'SETID', $key, 'one', '0');
+$redis->command('XACK', $key, 'one', map { "1-$_" } 1 .. 4);
+is(trim(), '', 'a group that was set back holds the stream');
+detach('setback');
+
 # ---- delay streams --------------------------------------------------------------------------------
 
 attach('delayed', q{expiry => '1 minute'});

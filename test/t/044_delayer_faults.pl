@@ -219,6 +219,18 @@ wait_until('the other stream', sub { $redis->command('XLEN', "redstream:stream:o
 is($redis->command('XLEN', $delay), 1, 'one stream in trouble: the others go on');
 $redis->command('DEL', $main);
 
+# Nor does one that costs the connection: replies of so many bytes end it.
+emptied(60);
+$redis->command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 2mb 0 0');
+$redis->command('DEL', $main, 'redstream:stream:other');
+$redis->command('XADD', $delay, '*', 'payload', sprintf('{"id":%d,"x":"%s"}', $_, 'x' x 900_000))
+  foreach 1 .. 5;
+$node->safe_psql('postgres', 'INSERT INTO other VALUES (2)');
+wait_until('the other stream', sub { $redis->command('XLEN', 'redstream:stream:other') == 2 });
+emptied(60);
+is($redis->command('XLEN', $main), 5, 'too much at once for Redis: in smaller pieces, and others go on');
+$redis->command('CONFIG', 'SET', 'client-output-buffer-limit', 'normal 0 0 0');
+
 # ---- Redis hangs --------------------------------------------------------------------------------------
 
 emptied(60);

@@ -125,6 +125,14 @@ $node->restart;
 emptied('item');
 is_deeply(payloads('item'), [ '{"id":5,"n":0}', '{"id":5,"n":0}' ], 'server restarted: announced again');
 
+# Who takes over in the middle of a flush goes on with it.
+certain();
+$redis->command('DEL', 'redstream:stream:item');
+$redis->command('SET', 'redstream:flush:item', '1');
+$node->safe_psql('postgres', 'UPDATE item SET n = 12 WHERE id = 1');
+wait_until('the end of the flush', sub { $redis->command('EXISTS', 'redstream:flush:item') == 0 });
+is((grep { $_ eq '{"id":1,"n":12}' } @{ payloads('item') }), 2, 'a flush that was broken off: goes on');
+
 # A rolled-back change is no reason to announce anything.
 certain();
 $redis->command('DEL', 'redstream:stream:item');

@@ -81,6 +81,8 @@ sub held
 $node->safe_psql('postgres', q{
 	CREATE TABLE item (id integer PRIMARY KEY);
 	SELECT redstream.attach('item');
+	CREATE TABLE wide (id integer PRIMARY KEY, filler text);
+	SELECT redstream.attach('wide', stream => 'item', payload => ARRAY['id', 'filler']);
 	CREATE TABLE other (id serial PRIMARY KEY);
 	SELECT redstream.attach('other', delay => '0');
 	CREATE TABLE later (id serial PRIMARY KEY);
@@ -106,7 +108,26 @@ is_deeply(announcements('item'), [], 'rolled back: nothing is announced when it 
 
 # ---- a stretch that is cut ----------------------------------------------------------------------------
 
-# By a message of another server, which is not due any more when it is met again.
+# A stretch that takes more than one turn to read, because another transaction's messages are in it.
+{
+	my $first = held(100_001);
+	my $long = Redstream::Session->new($node);
+
+	$long->query('BEGIN');
+	$long->query("INSERT INTO wide SELECT i, repeat('x', 1000) FROM generate_series(1, 90000) i");
+	$first->query('INSERT INTO item SELECT generate_series(200001, 203000)');
+	looked_at('item');
+	$first->query('COMMIT');
+	my $id = $node->safe_psql('postgres', 'INSERT INTO item VALUES (300000) RETURNING id');
+	wait_until('the message behind the stretch',
+		sub { 2 == grep { $_ eq '{"id":300000}' } @{ announcements('item') } }, 60);
+	pass('a long stretch: what is behind it has its turn');
+	$long->query('ROLLBACK');
+	emptied('item');
+	$redis->command('DEL', main_key('item'));
+}
+
+# Cut by a message of another server, which is not due any more when it is met again.
 my $theirs = '{"id":"theirs"}';
 my $server = 'redstream:server:123:1';
 $redis->command('SET', $server, 'somebody', 'PX', 600_000);
