@@ -14,6 +14,8 @@
 
 #include <hiredis/hiredis.h>
 
+#include "postmaster/interrupt.h"
+
 #include "settings.h"
 #include "transport/transport.h"
 #include "worker/delay.h"
@@ -159,6 +161,8 @@ move(RsWork *work, RsWorkStream *stream, int64 now_ms, RsError *error)
 	}
 	if (!rs_move_due(work, stream, now_ms - 1 - delay_of(stream), &more, error))
 	{
+		if (ShutdownRequestPending)
+			return false;		/* that is why */
 		/* If it is this stream that costs the connection, the others must have their turn. */
 		rs_work_report_error(stream, RS_JOB_DELAYER, error->text);
 		back_off(state);
