@@ -78,8 +78,15 @@ rs_transaction_stream(const char *name)
 	return nstreams++;
 }
 
+/* Was Redis told, and has it not been another one since? */
+static bool
+is_told(uint64 told)
+{
+	return told == rs_transport_redis() + 1;
+}
+
 /*
- * Has Redis remember something before the delay messages that follow: once a process and, as "told" says, again
+ * Has Redis remember something before the delay messages that follow: once a process and, as is_told() says, again
  * when it may have lost it.  A failure is left to the delay messages: they will fail, too.
  */
 static void
@@ -91,8 +98,6 @@ tell(uint64 *told, const char *verb, const RsKey *key, const char *value)
 	RsPatience	patience;
 	RsEntryNumber entry;
 
-	if (*told == now)
-		return;
 	rs_redis_command_write(command, 3, words, NULL);
 	rs_patience_start(&patience);
 	if (rs_delay_append(command, rs_redis_command_size(3, words, NULL), 1, &patience,
@@ -106,8 +111,7 @@ rs_stream_list(int number)
 	RsStream   *stream = streams[number];
 	RsKey		key;
 
-	if (stream->listed == rs_transport_redis() + 1 ||
-		stream->generation != rs_namespace_generation)
+	if (is_told(stream->listed) || stream->generation != rs_namespace_generation)
 		return;
 	rs_identity_streams_key(&key, rs_namespace);
 	tell(&stream->listed, "SADD", &key, stream->name);
@@ -120,8 +124,9 @@ rs_stream_note_async(void)
 	static int	generation;
 	RsKey		key;
 
-	if (generation != rs_namespace_generation)
-		told = 0;
+	if (is_told(told) && generation == rs_namespace_generation)
+		return;
+	told = 0;					/* also if telling fails now */
 	generation = rs_namespace_generation;
 	rs_redis_async_key(&key, rs_namespace, rs_identity_server());
 	tell(&told, "SET", &key, "1");
