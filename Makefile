@@ -10,24 +10,27 @@ PGFILEDESC = "redstream - announces row changes over Redis streams"
 DATA = sql/redstream--1.0.sql
 OBJS = \
 	src/redstream.o src/identity.o src/processes.o src/settings.o src/stats.o \
-	src/api/asking.o src/api/attach.o src/api/attachments.o src/api/consumers.o \
-	src/api/looking.o src/api/progress.o src/api/running.o src/api/streams.o \
-	src/api/workers.o \
-	src/capture/attached.o src/capture/payload.o src/capture/plan.o src/capture/row.o \
-	src/capture/trigger.o \
+	src/api/asking.o src/api/attach.o src/api/attach_options.o \
+	src/api/attachments.o src/api/consumers.o src/api/looking.o \
+	src/api/progress.o src/api/running.o src/api/streams.o src/api/workers.o \
+	src/capture/announced.o src/capture/attached.o src/capture/compile.o \
+	src/capture/condition.o src/capture/function.o src/capture/payload.o \
+	src/capture/plan.o src/capture/row.o src/capture/shard.o \
+	src/capture/trigger.o src/capture/truncate.o \
 	src/transaction/announce.o src/transaction/log.o src/transaction/stream.o \
 	src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \
 	src/transport/link.o src/transport/publication.o src/transport/sender.o \
 	src/transport/shared.o \
-	src/worker/chunk.o src/worker/commands.o src/worker/delayer.o src/worker/held.o \
-	src/worker/launcher.o src/worker/move.o src/worker/registry.o src/worker/run.o \
-	src/worker/servers.o src/worker/transfer.o src/worker/trim_cut.o \
-	src/worker/trim_history.o src/worker/trim_judge.o src/worker/trim_look.o \
-	src/worker/trimmer.o src/worker/verdict.o src/worker/work.o src/worker/worker.o \
-	src/redis/connection.o src/redis/error.o src/redis/greeting.o src/redis/keys.o \
-	src/redis/lock.o src/redis/pipeline.o src/redis/reply.o src/redis/resp.o \
-	src/redis/socket.o src/redis/stream_id.o src/redis/url.o
+	src/worker/chunk.o src/worker/commands.o src/worker/delayer.o \
+	src/worker/held.o src/worker/launcher.o src/worker/move.o \
+	src/worker/registry.o src/worker/run.o src/worker/servers.o \
+	src/worker/transfer.o src/worker/trim_cut.o src/worker/trim_history.o \
+	src/worker/trim_judge.o src/worker/trim_look.o src/worker/trimmer.o \
+	src/worker/verdict.o src/worker/work.o src/worker/worker.o \
+	src/redis/connection.o src/redis/error.o src/redis/greeting.o \
+	src/redis/keys.o src/redis/lock.o src/redis/pipeline.o src/redis/reply.o \
+	src/redis/resp.o src/redis/socket.o src/redis/stream_id.o src/redis/url.o
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.

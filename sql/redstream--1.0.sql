@@ -11,16 +11,20 @@ COMMENT ON FUNCTION redstream.capture() IS
 'The trigger function that redstream.attach() puts on tables: announces the changed row with its transaction.';
 
 CREATE FUNCTION redstream.attach(
-    target  regclass,
-    stream  text     DEFAULT NULL,
-    payload text[]   DEFAULT NULL,
-    columns text[]   DEFAULT NULL,
-    delay   interval DEFAULT NULL,
-    expiry  interval DEFAULT NULL)
+    target           regclass,
+    stream           text     DEFAULT NULL,
+    payload          text[]   DEFAULT NULL,
+    payload_function regproc  DEFAULT NULL,
+    columns          text[]   DEFAULT NULL,
+    condition        text     DEFAULT NULL,
+    shards           integer  DEFAULT 1,
+    delay            interval DEFAULT NULL,
+    expiry           interval DEFAULT NULL,
+    replica          boolean  DEFAULT false)
     RETURNS void
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_attach';
-COMMENT ON FUNCTION redstream.attach(regclass, text, text[], text[], interval, interval) IS
-'Announces every committed change of the table from now on; replaces an earlier attachment. stream: default the table''s name. payload: columns of the JSON object, default the primary key. columns: announce an UPDATE only if one of these, or the key in the payload, changed. delay: age at which this stream''s delay messages are moved. expiry: age at which messages are trimmed, read or not. Raises an error for a table that is not the caller''s, has no primary key and no payload, or is no ordinary or partitioned table.';
+COMMENT ON FUNCTION redstream.attach(regclass, text, text[], regproc, text[], text, integer, interval, interval, boolean) IS
+'Announces every committed change of the table from now on; replaces an earlier attachment. stream: default the table''s name. payload: columns of the JSON object, default the primary key; payload_function: instead, a function of the table''s row type that returns json or jsonb. columns: announce an UPDATE only if one of these, or the key in the payload, changed. condition: announce a row only if this holds for its old or its new version. shards: spread over so many streams, <stream>-0 and so on, by primary key. delay: age at which this stream''s delay messages are moved. expiry: age at which messages are trimmed, read or not. replica: also for changes that logical replication applies. Raises an error for a table that is not the caller''s, has no primary key and no payload, or is no ordinary or partitioned table.';
 
 CREATE FUNCTION redstream.detach(target regclass) RETURNS boolean
     STRICT
@@ -133,7 +137,9 @@ CREATE FUNCTION redstream.attachment_rows(
     OUT condition text,
     OUT shards    integer,
     OUT delay     interval,
-    OUT expiry    interval)
+    OUT expiry    interval,
+    OUT payload_function text,
+    OUT replica   boolean)
     RETURNS SETOF record
     STABLE
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_attachments';
@@ -143,13 +149,15 @@ CREATE VIEW redstream.attachments AS SELECT * FROM redstream.attachment_rows();
 COMMENT ON VIEW redstream.attachments IS
 'The attached tables of this database and what attach() was told of each. Does not ask Redis.';
 COMMENT ON COLUMN redstream.attachments."table" IS 'The table; of a partitioned one, its root.';
-COMMENT ON COLUMN redstream.attachments.stream IS 'Where its changes are announced.';
-COMMENT ON COLUMN redstream.attachments.payload IS 'Columns of the payload; NULL: the primary key.';
+COMMENT ON COLUMN redstream.attachments.stream IS 'Where its changes are announced; with shards the names of the streams begin so.';
+COMMENT ON COLUMN redstream.attachments.payload IS 'Columns of the payload; NULL: the primary key, or payload_function.';
 COMMENT ON COLUMN redstream.attachments.columns IS 'An UPDATE is announced only if one of these changed; NULL: any column.';
-COMMENT ON COLUMN redstream.attachments.condition IS 'Rows are announced only if this holds; NULL: all.';
+COMMENT ON COLUMN redstream.attachments.condition IS 'A row is announced only if this holds for its old or its new version; NULL: always.';
 COMMENT ON COLUMN redstream.attachments.shards IS 'Number of streams that the changes are spread over.';
 COMMENT ON COLUMN redstream.attachments.delay IS 'Age at which delay messages are moved; NULL: redstream.delay.';
 COMMENT ON COLUMN redstream.attachments.expiry IS 'Age at which messages are trimmed, read or not; NULL: none.';
+COMMENT ON COLUMN redstream.attachments.payload_function IS 'The function that makes the payload; NULL: it is made of columns.';
+COMMENT ON COLUMN redstream.attachments.replica IS 'Does it announce changes that logical replication applies, too?';
 
 CREATE FUNCTION redstream.stream_rows(
     OUT stream         text,

@@ -11,6 +11,7 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 
+#include "capture/capture.h"
 #include "settings.h"
 #include "transaction/transaction.h"
 #include "transport/transport.h"
@@ -28,5 +29,6 @@ _PG_init(void)
 		return;
 	rs_transport_init();
 	rs_transaction_init();
+	rs_capture_init();
 	rs_worker_init();
 }

@@ -2,39 +2,33 @@
  * attach.c
  *	  redstream.attach() and redstream.detach(): triggers on and off tables.
  *
- * The triggers are plain ones, with all they need in their arguments, so that \d
+ * The triggers are plain ones, with all they need in their arguments and in WHEN, so that \d
  * shows them and pg_dump keeps them.  Both functions run as their caller, who must own
- * the table; only the right to execute the trigger function is borrowed from its
- * owner.
+ * the table.
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/table.h"
 #include "catalog/catalog.h"
-#include "catalog/pg_proc.h"
-#include "catalog/pg_type.h"
+#include "catalog/partition.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
-#include "lib/stringinfo.h"
-#include "catalog/pg_class.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/fmgrprotos.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/syscache.h"
-#include "utils/timestamp.h"
 
+#include "api/attach_options.h"
 #include "capture/capture.h"
-#include "redis/redis.h"
 
 PG_FUNCTION_INFO_V1(redstream_attach);
 PG_FUNCTION_INFO_V1(redstream_detach);
+
+/* ---- the table --------------------------------------------------------------------------- */
 
 static void
 check_owner(Oid table)
@@ -84,104 +78,56 @@ check_table(Relation relation, Oid extension_schema)
 				 errmsg("cannot attach \"%s\": it is a system table or redstream's own", name)));
 }
 
-/* ---- arguments ------------------------------------------------------------------------ */
-
-/* The array's text form, after a check that it names columns of the table, each once. */
-static char *
-column_list(Relation relation, Datum array, const char *argument)
+/* Has the table triggers of attach(), of its own or, as a partition, cloned ones? */
+static bool
+has_triggers(Relation relation, Oid capture, bool cloned)
 {
-	Datum	   *elements;
-	bool	   *nulls;
-	int			count;
-	List	   *seen = NIL;
+	TriggerDesc *triggers = relation->trigdesc;
 
-	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elements, &nulls, &count);
-	if (count == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("%s must name at least one column", argument),
-				 errhint("Leave it NULL for the default.")));
-	for (int i = 0; i < count; i++)
-	{
-		char	   *name = nulls[i] ? NULL : TextDatumGetCString(elements[i]);
-		AttrNumber	number = name ? get_attnum(RelationGetRelid(relation), name) : 0;
-
-		if (name == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not contain nulls", argument)));
-		if (number <= 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_COLUMN),
-					 errmsg("column \"%s\" of table \"%s\" does not exist",
-							name, RelationGetRelationName(relation))));
-		if (list_member_int(seen, number))
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_COLUMN),
-					 errmsg("%s names column \"%s\" more than once", argument, name)));
-		seen = lappend_int(seen, number);
-	}
-	return OidOutputFunctionCall(F_ARRAY_OUT, array);
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+		if (triggers->triggers[i].tgfoid == capture && triggers->triggers[i].tgisclone == cloned)
+			return true;
+	return false;
 }
 
-/* The interval's text form, the same in every session, after a check of its sign. */
-static char *
-interval_text(Datum interval, const char *argument, bool zero_allowed)
-{
-	Datum		zero = DirectFunctionCall3(interval_in, CStringGetDatum("0"),
-										   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
-	int			sign = DatumGetInt32(DirectFunctionCall2(interval_cmp, interval, zero));
-	int			nest_level;
-	char	   *text;
-
-	if (sign < 0 || (sign == 0 && !zero_allowed))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 zero_allowed ? errmsg("%s must not be negative", argument) :
-				 errmsg("%s must be positive", argument)));
-	nest_level = rs_capture_begin_output(RS_OUTPUT_COMMON);
-	text = DatumGetCString(DirectFunctionCall1(interval_out, interval));
-	rs_capture_end_output(nest_level);
-	return text;
-}
-
-/* Another table that announces to the stream; InvalidOid if there is none. */
-static Oid
-other_table_on(const char *stream, Oid table, Oid capture)
+/* A partition is attached by itself, or announced with the table it is a part of. */
+static void
+check_partitions(Relation relation, Oid capture)
 {
 	ListCell   *cell;
 
-	foreach(cell, rs_capture_attached(capture))
+	if (has_triggers(relation, capture, true))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("\"%s\" is a partition of a table that is attached, and announced with it",
+						RelationGetRelationName(relation))));
+	if (relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return;
+	foreach(cell, find_all_inheritors(RelationGetRelid(relation), ShareRowExclusiveLock, NULL))
 	{
-		RsAttached *attached = lfirst(cell);
+		Relation	part = relation_open(lfirst_oid(cell), NoLock);
 
-		if (attached->table != table && strcmp(attached->attachment->stream, stream) == 0)
-			return attached->table;
+		if (part != relation && has_triggers(part, capture, false))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("partition \"%s\" of \"%s\" is attached by itself",
+							RelationGetRelationName(part), RelationGetRelationName(relation)),
+					 errhint("Call redstream.detach() for it.")));
+		relation_close(part, NoLock);
 	}
-	return InvalidOid;
 }
 
+/* Triggers of a table do not see what becomes of the rows of its children by inheritance. */
 static void
-check_stream(const char *stream, bool is_default, Relation relation, Oid capture)
+warn_of_children(Relation relation)
 {
-	RsError		error;
-	Oid			other;
-
-	if (!rs_redis_stream_name_check(pg_server_to_any(stream, strlen(stream), PG_UTF8), &error))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("invalid stream name: %s", error.text),
-				 is_default ? errhint("Name the stream: redstream.attach(..., stream => '...').") : 0));
-	if (!is_default)
-		return;
-	other = other_table_on(stream, RelationGetRelid(relation), capture);
-	if (OidIsValid(other))
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("table \"%s.%s\" already announces to stream \"%s\"",
-						get_namespace_name(get_rel_namespace(other)), get_rel_name(other), stream),
-				 errhint("Name the stream: redstream.attach(..., stream => '...'). The same name for both tables is allowed then.")));
+	if (relation->rd_rel->relkind == RELKIND_RELATION && has_subclass(RelationGetRelid(relation)) &&
+		find_inheritance_children(RelationGetRelid(relation), NoLock) != NIL)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("rows of tables that inherit from \"%s\" are not announced",
+						RelationGetRelationName(relation)),
+				 errhint("Attach these tables, too.")));
 }
 
 /* ---- triggers --------------------------------------------------------------------------- */
@@ -217,42 +163,61 @@ drop_triggers(Relation relation, Oid capture)
 	return list_length(names);
 }
 
-static void
-create_triggers(Relation relation, Oid capture, const char *arguments)
+/* "WHEN (...)": the condition for the old row, the new one, or either. */
+static char *
+when_clause(Relation relation, Node *condition, bool old, bool new)
 {
-	static const char *const events[] = {"INSERT", "UPDATE", "DELETE"};
-	static const char *const names[] = {"redstream_insert", "redstream_update", "redstream_delete"};
+	char	   *of_old;
+	char	   *of_new;
+
+	if (condition == NULL)
+		return "";
+	of_old = rs_capture_condition_text(relation, condition, "old");
+	of_new = rs_capture_condition_text(relation, condition, "new");
+	if (old && new)
+		return psprintf("WHEN ((%s) OR (%s))", of_old, of_new);
+	return psprintf("WHEN (%s)", old ? of_old : of_new);
+}
+
+static void
+create_triggers(Relation relation, Oid capture, const RsAttachOptions *options)
+{
+	const struct
+	{
+		const char *name;
+		const char *event;
+		const char *when;
+	}			triggers[] = {
+		{"redstream_insert", "AFTER INSERT", when_clause(relation, options->condition, false, true)},
+		{"redstream_update", "AFTER UPDATE", when_clause(relation, options->condition, true, true)},
+		{"redstream_delete", "AFTER DELETE", when_clause(relation, options->condition, true, false)},
+		{"redstream_truncate", "BEFORE TRUNCATE", NULL}
+	};
+	char	   *table = qualified_name(relation);
 	char	   *function = quote_qualified_identifier(get_namespace_name(get_func_namespace(capture)),
 													  "capture");
-	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(capture));
-	Oid			owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
-	Oid			caller;
-	int			context;
 
-	ReleaseSysCache(tuple);
-	GetUserIdAndSecContext(&caller, &context);
-	/* An error puts the user back (xact.c, AbortTransaction). */
-	SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE);
-	for (int i = 0; i < (int) lengthof(events); i++)
-		execute(psprintf("CREATE TRIGGER %s AFTER %s ON %s FOR EACH ROW EXECUTE FUNCTION %s(%s)",
-						 names[i], events[i], qualified_name(relation), function, arguments));
-	SetUserIdAndSecContext(caller, context);
+	for (int i = 0; i < (int) lengthof(triggers); i++)
+	{
+		const char *when = triggers[i].when;
+
+		execute(psprintf("CREATE TRIGGER %s %s ON %s FOR EACH %s %s EXECUTE FUNCTION %s(%s)",
+						 triggers[i].name, triggers[i].event, table,
+						 when != NULL ? "ROW" : "STATEMENT", when != NULL ? when : "",
+						 function, options->arguments.data));
+		if (options->replica)
+			execute(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s", table, triggers[i].name));
+	}
 }
 
-static void
-add_argument(StringInfo arguments, const char *name, const char *value)
-{
-	appendStringInfo(arguments, "%s%s, %s", arguments->len > 0 ? ", " : "",
-					 quote_literal_cstr(name), quote_literal_cstr(value));
-}
+/* ---- attach and detach ------------------------------------------------------------------ */
 
 Datum
 redstream_attach(PG_FUNCTION_ARGS)
 {
 	Oid			capture = rs_capture_function();
 	Relation	relation;
-	StringInfoData arguments;
-	char	   *stream;
+	RsAttachOptions options;
 
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
@@ -260,32 +225,14 @@ redstream_attach(PG_FUNCTION_ARGS)
 				 errmsg("target must not be null")));
 	relation = open_own_table(PG_GETARG_OID(0));
 	check_table(relation, get_func_namespace(capture));
-	stream = PG_ARGISNULL(1) ? pstrdup(RelationGetRelationName(relation)) :
-		text_to_cstring(PG_GETARG_TEXT_PP(1));
-	check_stream(stream, PG_ARGISNULL(1), relation, capture);
-
-	initStringInfo(&arguments);
-	add_argument(&arguments, "stream", stream);
-	if (!PG_ARGISNULL(2))
-		add_argument(&arguments, "payload",
-					 column_list(relation, PG_GETARG_DATUM(2), "payload"));
-	else if (rs_capture_primary_key(relation) == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" has no primary key", RelationGetRelationName(relation)),
-				 errhint("Add one, or name the columns that identify a row: redstream.attach(..., payload => ARRAY['...']).")));
-	if (!PG_ARGISNULL(3))
-		add_argument(&arguments, "columns",
-					 column_list(relation, PG_GETARG_DATUM(3), "columns"));
-	if (!PG_ARGISNULL(4))
-		add_argument(&arguments, "delay", interval_text(PG_GETARG_DATUM(4), "delay", true));
-	if (!PG_ARGISNULL(5))
-		add_argument(&arguments, "expiry", interval_text(PG_GETARG_DATUM(5), "expiry", false));
+	check_partitions(relation, capture);
+	rs_api_read_options(fcinfo, relation, capture, &options);
 
 	SPI_connect();
 	drop_triggers(relation, capture);
-	create_triggers(relation, capture, arguments.data);
+	create_triggers(relation, capture, &options);
 	SPI_finish();
+	warn_of_children(relation);
 	relation_close(relation, NoLock);
 	PG_RETURN_VOID();
 }

@@ -4,12 +4,14 @@
  */
 #include "postgres.h"
 
+#include "access/relation.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "nodes/value.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/rel.h"
 #include "utils/tuplestore.h"
 
 #include "capture/capture.h"
@@ -39,7 +41,30 @@ interval_datum(const char *text, bool *is_null)
 	return PointerGetDatum(rs_capture_interval(text));
 }
 
-/* Rows: table, stream, payload, columns, condition, shards, delay, expiry. */
+/* Null for NULL. */
+static Datum
+text_datum(const char *string, bool *is_null)
+{
+	*is_null = string == NULL;
+	return string == NULL ? (Datum) 0 : CStringGetTextDatum(string);
+}
+
+/* As it was given, but for names that have changed since. */
+static char *
+condition_text(const RsAttached *attached)
+{
+	Node	   *condition = attached->attachment->condition;
+	Relation	relation = condition != NULL ? try_relation_open(attached->table, AccessShareLock) : NULL;
+	char	   *text;
+
+	if (relation == NULL)
+		return NULL;
+	text = rs_capture_condition_text(relation, condition, NULL);
+	relation_close(relation, AccessShareLock);
+	return text;
+}
+
+/* Rows: table, stream, payload, columns, condition, shards, delay, expiry, payload_function, replica. */
 Datum
 redstream_attachments(PG_FUNCTION_ARGS)
 {
@@ -51,17 +76,19 @@ redstream_attachments(PG_FUNCTION_ARGS)
 	{
 		RsAttached *attached = lfirst(cell);
 		RsAttachment *attachment = attached->attachment;
-		Datum		values[8] = {0};
-		bool		nulls[8] = {0};
+		Datum		values[10] = {0};
+		bool		nulls[10] = {0};
 
 		values[0] = ObjectIdGetDatum(attached->table);
 		values[1] = CStringGetTextDatum(attachment->stream);
 		values[2] = array_of(attachment->payload, &nulls[2]);
 		values[3] = array_of(attachment->columns, &nulls[3]);
-		nulls[4] = true;
-		values[5] = Int32GetDatum(1);
+		values[4] = text_datum(condition_text(attached), &nulls[4]);
+		values[5] = Int32GetDatum(attachment->shards);
 		values[6] = interval_datum(attachment->delay, &nulls[6]);
 		values[7] = interval_datum(attachment->expiry, &nulls[7]);
+		values[8] = text_datum(attachment->function, &nulls[8]);
+		values[9] = BoolGetDatum(attachment->replica);
 		tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 	}
 	return (Datum) 0;

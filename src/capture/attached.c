@@ -1,17 +1,23 @@
 /*
  * attached.c
- *	  What triggers say: the arguments of one, and all attached tables.
+ *	  What triggers say: how a table is attached, and which tables are.
+ *
+ * All triggers of a table have the same arguments.  A condition is what WHEN says, which PostgreSQL keeps up with
+ * renamed columns; that of the DELETE trigger is about the row as it was, and so has the table's columns as those of
+ * relation 1 (PRS2_OLD_VARNO), which is what an expression of one table looks like everywhere else.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "mb/pg_wchar.h"
+#include "nodes/readfuncs.h"
 #include "nodes/value.h"
 #include "parser/parse_func.h"
 #include "utils/array.h"
@@ -21,6 +27,7 @@
 #include "utils/rel.h"
 
 #include "capture/capture.h"
+#include "capture/plan.h"
 
 /* The elements of an array's text form. */
 static List *
@@ -40,6 +47,17 @@ read_names(const char *list)
 	return names;
 }
 
+/* False for what is no number of shards. */
+static bool
+read_shards(const char *text, int *shards)
+{
+	char	   *end;
+	long		number = strtol(text, &end, 10);
+
+	*shards = (int) number;
+	return *text != '\0' && *end == '\0' && number >= 1 && number <= RS_SHARDS_MAX;
+}
+
 /* NULL for arguments that attach() does not make. */
 static RsAttachment *
 read_arguments(int count, char **arguments)
@@ -47,6 +65,7 @@ read_arguments(int count, char **arguments)
 	RsAttachment *attachment = palloc0(sizeof(RsAttachment));
 	bool		valid = count % 2 == 0;
 
+	attachment->shards = 1;
 	for (int i = 0; i + 1 < count; i += 2)
 	{
 		const char *name = arguments[i];
@@ -56,8 +75,12 @@ read_arguments(int count, char **arguments)
 			attachment->stream = pstrdup(value);
 		else if (strcmp(name, "payload") == 0)
 			attachment->payload = read_names(value);
+		else if (strcmp(name, "payload_function") == 0)
+			attachment->function = pstrdup(value);
 		else if (strcmp(name, "columns") == 0)
 			attachment->columns = read_names(value);
+		else if (strcmp(name, "shards") == 0)
+			valid &= read_shards(value, &attachment->shards);
 		else if (strcmp(name, "delay") == 0)
 			attachment->delay = pstrdup(value);
 		else if (strcmp(name, "expiry") == 0)
@@ -68,18 +91,89 @@ read_arguments(int count, char **arguments)
 	return attachment->stream != NULL && valid ? attachment : NULL;
 }
 
-RsAttachment *
-rs_capture_read_arguments(int count, char **arguments)
+/* What a trigger of the table says beyond its arguments. */
+static void
+read_trigger(RsAttachment *attachment, int16 type, char enabled, const char *when)
 {
-	RsAttachment *attachment = read_arguments(count, arguments);
+	if (TRIGGER_FOR_DELETE(type) && when != NULL)
+		attachment->condition = stringToNode(when);
+	if (enabled == TRIGGER_FIRES_ALWAYS)
+		attachment->replica = true;
+}
+
+/* ---- one table ----------------------------------------------------------------------- */
+
+const Trigger *
+rs_trigger_of(Relation relation)
+{
+	Oid			capture = relation->trigdesc != NULL ? rs_capture_function() : InvalidOid;
+	TriggerDesc *triggers;
+	const Trigger *found = NULL;
+
+	if (!OidIsValid(capture))
+		return NULL;
+	triggers = CopyTriggerDesc(relation->trigdesc);	/* the relation's own may be made anew at any time */
+	for (int i = 0; i < triggers->numtriggers; i++)
+	{
+		const Trigger *trigger = &triggers->triggers[i];
+
+		if (trigger->tgfoid == capture && (found == NULL || TRIGGER_FOR_DELETE(trigger->tgtype)))
+			found = trigger;
+	}
+	return found;
+}
+
+RsAttachment *
+rs_attachment_of(const Trigger *trigger)
+{
+	RsAttachment *attachment = read_arguments(trigger->tgnargs, trigger->tgargs);
 
 	if (attachment == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("trigger arguments of redstream.capture() are not valid"),
 				 errhint("Create the triggers with redstream.attach().")));
+	read_trigger(attachment, trigger->tgtype, trigger->tgenabled, trigger->tgqual);
 	return attachment;
 }
+
+RsAttachment *
+rs_capture_attachment(Relation relation)
+{
+	const Trigger *trigger = rs_trigger_of(relation);
+
+	return trigger != NULL ? rs_attachment_of(trigger) : NULL;
+}
+
+Oid
+rs_attached_table(const Trigger *trigger)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	Oid			next = trigger->tgoid;
+	Oid			table = InvalidOid;
+
+	while (OidIsValid(next))
+	{
+		ScanKeyData key;
+		SysScanDesc scan;
+		HeapTuple	tuple;
+
+		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(next));
+		scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1, &key);
+		tuple = systable_getnext(scan);
+		next = InvalidOid;
+		if (HeapTupleIsValid(tuple))
+		{
+			table = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+			next = ((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid;
+		}
+		systable_endscan(scan);
+	}
+	table_close(triggers, AccessShareLock);
+	return table;
+}
+
+/* ---- all tables ------------------------------------------------------------------------ */
 
 /* The arguments in the tuple of a trigger; NULL as above. */
 static RsAttachment *
@@ -99,20 +193,43 @@ read_tuple(HeapTuple tuple, TupleDesc descriptor)
 	return read_arguments(count, arguments);
 }
 
-static bool
-is_listed(List *attached, Oid table)
+/* The text of its WHEN; NULL if there is none. */
+static char *
+read_when(HeapTuple tuple, TupleDesc descriptor)
 {
+	bool		null;
+	Datum		when = heap_getattr(tuple, Anum_pg_trigger_tgqual, descriptor, &null);
+
+	return null ? NULL : TextDatumGetCString(when);
+}
+
+/* The table's attachment, found or, as this trigger says, added; NULL for arguments that are not valid. */
+static RsAttachment *
+attachment_in(List **attached, HeapTuple tuple, TupleDesc descriptor)
+{
+	Oid			table = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
+	RsAttached *one;
+
 	/* a table's triggers mostly lie side by side */
-	for (int i = list_length(attached) - 1; i >= 0; i--)
-		if (((RsAttached *) list_nth(attached, i))->table == table)
-			return true;
-	return false;
+	for (int i = list_length(*attached) - 1; i >= 0; i--)
+	{
+		one = list_nth(*attached, i);
+		if (one->table == table)
+			return one->attachment;
+	}
+	one = palloc(sizeof(RsAttached));
+	one->table = table;
+	one->attachment = read_tuple(tuple, descriptor);
+	if (one->attachment != NULL)
+		*attached = lappend(*attached, one);
+	return one->attachment;
 }
 
 List *
 rs_capture_attached(Oid capture)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	TupleDesc	descriptor = RelationGetDescr(triggers);
 	SysScanDesc scan = systable_beginscan(triggers, InvalidOid, false, NULL, 0, NULL);
 	List	   *attached = NIL;
 	HeapTuple	tuple;
@@ -121,18 +238,12 @@ rs_capture_attached(Oid capture)
 	{
 		Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
 		RsAttachment *attachment;
-		RsAttached *one;
 
-		if (form->tgfoid != capture || OidIsValid(form->tgparentid) ||
-			is_listed(attached, form->tgrelid))
+		if (form->tgfoid != capture || OidIsValid(form->tgparentid))
 			continue;
-		attachment = read_tuple(tuple, RelationGetDescr(triggers));
-		if (attachment == NULL)
-			continue;
-		one = palloc(sizeof(RsAttached));
-		one->table = form->tgrelid;
-		one->attachment = attachment;
-		attached = lappend(attached, one);
+		attachment = attachment_in(&attached, tuple, descriptor);
+		if (attachment != NULL)
+			read_trigger(attachment, form->tgtype, form->tgenabled, read_when(tuple, descriptor));
 	}
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
@@ -173,6 +284,27 @@ combine(RsAttachedStream *stream, const RsAttachedStream *other)
 		stream->expiry = other->expiry;
 }
 
+/* The streams of one attachment, a list of RsAttachedStream. */
+static List *
+streams_of(const RsAttachment *attachment)
+{
+	Interval   *delay = rs_capture_interval(attachment->delay);
+	Interval   *expiry = rs_capture_interval(attachment->expiry);
+	List	   *streams = NIL;
+
+	for (int i = 0; i < attachment->shards; i++)
+	{
+		char	   *name = rs_capture_shard_name(attachment->stream, attachment->shards, i);
+		RsAttachedStream *stream = palloc(sizeof(RsAttachedStream));
+
+		stream->name = pg_server_to_any(name, strlen(name), PG_UTF8);
+		stream->delay = delay;
+		stream->expiry = expiry;
+		streams = lappend(streams, stream);
+	}
+	return streams;
+}
+
 List *
 rs_capture_streams(Oid capture)
 {
@@ -181,15 +313,7 @@ rs_capture_streams(Oid capture)
 	ListCell   *cell;
 
 	foreach(cell, rs_capture_attached(capture))
-	{
-		RsAttachment *attachment = ((RsAttached *) lfirst(cell))->attachment;
-		RsAttachedStream *stream = palloc(sizeof(RsAttachedStream));
-
-		stream->name = pg_server_to_any(attachment->stream, strlen(attachment->stream), PG_UTF8);
-		stream->delay = rs_capture_interval(attachment->delay);
-		stream->expiry = rs_capture_interval(attachment->expiry);
-		all = lappend(all, stream);
-	}
+		all = list_concat(all, streams_of(((RsAttached *) lfirst(cell))->attachment));
 	list_sort(all, compare_names);
 	foreach(cell, all)
 	{

@@ -1,24 +1,38 @@
 /*
  * capture.h
- *	  The door of src/capture: from a row change to records of the transaction.
+ *	  The door of src/capture: from a row to records of the transaction.
  *
- * The way in is the trigger function redstream.capture(), which attach() puts on tables.
+ * The way in is the trigger function redstream.capture(), which attach() puts on tables; and
+ * rs_capture_row(), for rows that are announced without a trigger.
  */
 #ifndef RS_CAPTURE_H
 #define RS_CAPTURE_H
 
+#include "executor/tuptable.h"
+#include "nodes/bitmapset.h"
+#include "nodes/nodes.h"
 #include "nodes/pg_list.h"
+#include "parser/parse_node.h"
+#include "storage/itemptr.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
 
-/* What the arguments of a trigger say: names and values in turn. */
+#define RS_SHARDS_MAX 1024
+
+/* How a table is attached. */
 typedef struct RsAttachment
 {
+	/* what the arguments of its triggers say, names and values in turn */
 	char	   *stream;
 	List	   *payload;		/* of String; NIL: the primary key */
+	char	   *function;		/* instead: a qualified function's name, quoted as in SQL; or NULL */
 	List	   *columns;		/* of String; NIL: any column */
+	int			shards;			/* streams it is spread over; 1: the stream itself */
 	char	   *delay;			/* an interval; NULL: redstream.delay */
 	char	   *expiry;			/* an interval; NULL: none */
+	/* what else its triggers say */
+	Node	   *condition;		/* of the table's columns as those of relation 1; NULL: every row */
+	bool		replica;		/* also for what logical replication applies */
 } RsAttachment;
 
 /* An attached table. */
@@ -29,10 +43,10 @@ typedef struct RsAttached
 } RsAttached;
 
 /*
- * Reads the arguments of a trigger.  Everything returned is in the current memory context.
- * Raises invalid_parameter_value for arguments that attach() does not make.
+ * How the table, or the partition of a table, is attached; NULL if it is not.  Everything returned is in the
+ * current memory context.  Raises invalid_parameter_value for triggers that attach() does not make.
  */
-extern RsAttachment *rs_capture_read_arguments(int count, char **arguments);
+extern RsAttachment *rs_capture_attachment(Relation relation);
 
 /*
  * All attached tables of the database, a list of RsAttached in the current memory context, one for
@@ -43,6 +57,9 @@ extern List *rs_capture_attached(Oid capture);
 
 /* The interval of an attachment; NULL for NULL. */
 extern Interval *rs_capture_interval(const char *text);
+
+/* The name of a stream's shard, a number from 0 on; of the stream itself if it is not sharded. */
+extern char *rs_capture_shard_name(const char *stream, int shards, int shard);
 
 /* A stream that tables are attached to, with what holds for all of them. */
 typedef struct RsAttachedStream
@@ -78,8 +95,65 @@ typedef enum RsOutputMode
 extern int	rs_capture_begin_output(RsOutputMode mode);
 extern void rs_capture_end_output(int nest_level);
 
-/* Numbers of the primary key's columns, in the order of the table's columns;
- * NIL when there is none. */
+/* Numbers of the primary key's columns, in the order of the table's columns (of a partition: of the
+ * root's); NIL when there is none. */
 extern List *rs_capture_primary_key(Relation relation);
+
+/*
+ * Raises undefined_function, datatype_mismatch or insufficient_privilege for what is no payload function of the
+ * table: one of its row type that returns json or jsonb, and that its owner may execute.
+ */
+extern void rs_capture_check_function(Relation relation, const char *name);
+
+/* ---- conditions on a table's columns --------------------------------------------------------- */
+
+/*
+ * Parses one boolean expression of the relation's columns; "kind" says what may be in it, "what" names it in errors.
+ * Raises what the parser raises, and syntax_error for what is more or less than one expression.  The result is
+ * an expression of relation 1.
+ */
+extern Node *rs_capture_parse_condition(Relation relation, const char *text, ParseExprKind kind,
+										const char *what);
+
+/* The text of such an expression, its columns qualified with that name (NULL: not qualified). */
+extern char *rs_capture_condition_text(Relation relation, Node *condition, const char *name);
+
+/* ---- rows without a trigger --------------------------------------------------------------------- */
+
+/* A relation whose rows are announced as its attachment says, or without one: its primary key, to the stream of its name. */
+typedef struct RsCaptured RsCaptured;
+
+/* In the current memory context; good while the relation is open. */
+extern RsCaptured *rs_capture_open(Relation relation);
+
+/* Which rows it announces, as the attachment's condition; NULL: all.  The caller sees to it. */
+extern Node *rs_capture_condition(const RsCaptured *captured);
+
+/*
+ * Announces a row.  Raises object_not_in_prerequisite_state when there is no primary key, undefined_column and
+ * undefined_function as a change of the row would, and what rs_transaction_record() raises.
+ */
+extern void rs_capture_row(const RsCaptured *captured, TupleTableSlot *row);
+
+/* Numbers of the columns that rs_capture_row() looks at. */
+extern Bitmapset *rs_capture_row_columns(const RsCaptured *captured);
+
+/* Does it announce nothing but key columns, so that an older version of a row says the same? */
+extern bool rs_capture_is_key_only(const RsCaptured *captured);
+
+/*
+ * Rows that bulk() has announced: from begin to end the triggers do not announce these versions once more.  "end" gets what
+ * "begin" returned, after an error, too.  A set that outgrows redstream.transaction_buffer takes no more: these rows are
+ * announced twice.
+ */
+typedef struct RsAnnounced RsAnnounced;
+extern RsAnnounced *rs_capture_begin_announced(void);
+extern void rs_capture_note_announced(Oid table, ItemPointer row);
+extern void rs_capture_end_announced(RsAnnounced *outer);
+
+/* ---- TRUNCATE -------------------------------------------------------------------------------- */
+
+/* Installs the hook for TRUNCATE of partitions; from _PG_init while preloading. */
+extern void rs_capture_init(void);
 
 #endif							/* RS_CAPTURE_H */

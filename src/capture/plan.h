@@ -1,11 +1,12 @@
 /*
  * plan.h
- *	  What a trigger does on a relation, worked out once.  For the files of this
+ *	  What is announced of a relation's rows, worked out once.  For the files of this
  *	  directory.
  */
 #ifndef RS_CAPTURE_PLAN_H
 #define RS_CAPTURE_PLAN_H
 
+#include "access/tupconvert.h"
 #include "commands/trigger.h"
 #include "executor/tuptable.h"
 #include "fmgr.h"
@@ -30,9 +31,18 @@ typedef struct RsColumn
 	FmgrInfo	output;
 } RsColumn;
 
+/* A payload function, which takes a row of the attached table. */
+typedef struct RsPayloadFunction
+{
+	FmgrInfo	call;
+	FmgrInfo	output;			/* of json or jsonb */
+	TupleConversionMap *map;	/* from a partition's row; NULL: it is the same */
+	TupleTableSlot *slot;		/* for what the map gives */
+} RsPayloadFunction;
+
 typedef struct RsPlanKey
 {
-	Oid			trigger;
+	Oid			trigger;		/* InvalidOid: a table that is not attached */
 	Oid			relation;
 } RsPlanKey;
 
@@ -41,31 +51,91 @@ typedef struct RsPlan
 	RsPlanKey	key;
 	MemoryContext context;		/* of everything below; NULL: to be compiled */
 	bool		valid;			/* no invalidation came since */
-	char	   *stream_name;
-	int			stream;			/* rs_transaction_stream() */
-	int			generation;		/* of the namespace the stream's number belongs to */
+	int			nshards;
+	char	  **stream_names;	/* one for each shard */
+	int		   *streams;		/* rs_transaction_stream() of each; -1: not asked for yet */
+	int			generation;		/* of the namespace that the streams' numbers belong to */
 	int			ncolumns;		/* of the payload */
 	RsColumn   *columns;
 	RsPayload  *payload;
-	bool		repeatable;		/* the payload is nothing but key columns */
-	RsOutputMode mode;			/* of the text forms of its columns */
+	RsPayloadFunction *function;	/* instead of these three; or NULL */
+	int			nkeys;			/* columns that say which shard; 0 without shards */
+	RsColumn   *keys;
+	bool		key_only;		/* the payload is nothing but key columns */
+	RsOutputMode mode;			/* of the text forms of all these columns */
 	int			nwatched;		/* columns an UPDATE is judged by; 0: all */
 	AttrNumber *watched;
 } RsPlan;
 
-/* Finds or compiles the plan of the trigger that is firing.  Good until the
- * next call.  Raises what is wrong with the trigger's arguments: undefined_column,
- * object_not_in_prerequisite_state, invalid_parameter_value. */
-extern RsPlan *rs_plan_get(TriggerData *trigger);
+/* What is announced of a row. */
+typedef struct RsMessage
+{
+	int			stream;			/* rs_transaction_stream() */
+	const char *payload;
+	size_t		length;
+} RsMessage;
+
+/* ---- attached.c ---- */
+
+/* A copy of the one trigger of redstream.capture() on the relation that says most; NULL if it has none. */
+extern const Trigger *rs_trigger_of(Relation relation);
+
+/* The attachment that a trigger says, as rs_capture_attachment(). */
+extern RsAttachment *rs_attachment_of(const Trigger *trigger);
+
+/* The table that attach() was called for: of a partition's trigger, the one it was cloned from. */
+extern Oid	rs_attached_table(const Trigger *trigger);
+
+/* ---- plan.c ---- */
+
+/*
+ * Finds or compiles the plan of a trigger on the relation; without a trigger that of a table that is not
+ * attached.  Good until the next call.  Raises what is wrong with the trigger's arguments: undefined_column,
+ * undefined_function, object_not_in_prerequisite_state, invalid_parameter_value.
+ */
+extern RsPlan *rs_plan_get(const Trigger *trigger, Relation relation);
+
+/* ---- compile.c ---- */
+
+/* Fills in a plan, in the current memory context, which is the plan's. */
+extern void rs_plan_compile(RsPlan *plan, const Trigger *trigger, Relation relation);
+
+/* ---- function.c ---- */
+
+/* Looks the payload function of a trigger up, for rows of that relation, which is the attached table or a partition of it.
+ * Raises what rs_capture_check_function() raises. */
+extern RsPayloadFunction *rs_function_find(const char *name, const Trigger *trigger, Relation relation);
+
+/* Calls it: JSON in UTF-8, in the current memory context.  Raises null_value_not_allowed when it returns
+ * NULL, and what it raises itself. */
+extern char *rs_function_call(RsPayloadFunction *function, TupleTableSlot *row);
+
+/* ---- shard.c ---- */
+
+/* The shard of a row with this key, in UTF-8. */
+extern int	rs_shard_of(const char *key, size_t length, int shards);
 
 /* ---- row.c ---- */
 
 /* Do the two versions differ in the columns that an UPDATE is judged by?  In those
- * of the payload?  (As stored: equal values may be told as different.) */
+ * of the payload and of what says the shard?  (As stored: equal values may be told as different.) */
 extern bool rs_row_changed(const RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after);
 extern bool rs_row_moved(const RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after);
 
-/* The payload of a row, good until the next call for the plan. */
-extern const char *rs_row_payload(RsPlan *plan, TupleTableSlot *row, size_t *length);
+/* What is announced of a row; the payload is good until the next call for the plan. */
+extern void rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message);
+
+/* Takes the white space between the tokens of a JSON text away, in place; returns the new length. */
+extern size_t rs_row_squeeze_json(char *text);
+
+/* ---- announced.c ---- */
+
+/* Has bulk() announced this version of a row? */
+extern bool rs_announced(Relation relation, ItemPointer row);
+
+/* ---- truncate.c ---- */
+
+/* Announces the rows of a table that is about to be truncated, of partitions those of all of them. */
+extern void rs_truncate_announce(Relation relation);
 
 #endif							/* RS_CAPTURE_PLAN_H */

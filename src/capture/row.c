@@ -1,12 +1,13 @@
 /*
  * row.c
- *	  What a row says: whether it changed, and its payload.
+ *	  What a row says: whether it changed, its payload and its stream.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
+#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -14,6 +15,7 @@
 
 #include "capture/capture.h"
 #include "capture/plan.h"
+#include "settings.h"
 #include "transaction/transaction.h"
 
 /* ---- changes ---------------------------------------------------------------------- */
@@ -47,15 +49,24 @@ rs_row_changed(const RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after
 	return false;
 }
 
+static bool
+any_changed(const RsColumn *columns, int count, TupleTableSlot *before, TupleTableSlot *after)
+{
+	for (int i = 0; i < count; i++)
+		if (column_changed(before, after, columns[i].number - 1))
+			return true;
+	return false;
+}
+
 bool
 rs_row_moved(const RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after)
 {
+	if (plan->function != NULL)
+		return true;			/* who knows what it looks at */
 	slot_getallattrs(before);
 	slot_getallattrs(after);
-	for (int i = 0; i < plan->ncolumns; i++)
-		if (column_changed(before, after, plan->columns[i].number - 1))
-			return true;
-	return false;
+	return any_changed(plan->columns, plan->ncolumns, before, after) ||
+		any_changed(plan->keys, plan->nkeys, before, after);
 }
 
 /* ---- text forms -------------------------------------------------------------------- */
@@ -94,9 +105,8 @@ rs_capture_end_output(int nest_level)
 	AtEOXact_GUC(true, nest_level);
 }
 
-/* Takes the white space between the tokens of a JSON text away, in place. */
-static size_t
-squeeze_json(char *text)
+size_t
+rs_row_squeeze_json(char *text)
 {
 	char	   *out = text;
 	bool		quoted = false;
@@ -111,6 +121,7 @@ squeeze_json(char *text)
 		else if (quoted && *in == '\\')
 			*out++ = *++in;		/* valid JSON has something after a backslash */
 	}
+	*out = '\0';
 	return out - text;
 }
 
@@ -121,40 +132,46 @@ is_finite_number(const char *text)
 	return strpbrk(text, "0123456789") != NULL;
 }
 
+/* The text form of a value, in UTF-8. */
+static char *
+value_text(RsColumn *column, Datum value)
+{
+	char	   *text;
+
+	if (column->kind == RS_VALUE_BOOLEAN)
+		return DatumGetBool(value) ? "true" : "false";
+	text = OutputFunctionCall(&column->output, value);
+	return column->kind == RS_VALUE_NUMBER ? text : pg_server_to_any(text, strlen(text), PG_UTF8);
+}
+
+/* ---- messages ------------------------------------------------------------------------- */
+
 static void
 set_value(RsPlan *plan, int member, Datum value)
 {
 	RsColumn   *column = &plan->columns[member];
-	char	   *text;
-	char	   *utf8;
-	size_t		length;
+	char	   *text = value_text(column, value);
+	size_t		length = strlen(text);
 
-	if (column->kind == RS_VALUE_BOOLEAN)
-	{
-		text = DatumGetBool(value) ? "true" : "false";
-		rs_payload_set_json(plan->payload, member, text, strlen(text));
-		return;
-	}
-	text = OutputFunctionCall(&column->output, value);
-	length = strlen(text);
 	rs_transaction_check_size(length);	/* before json-c keeps memory for it */
-	if (column->kind == RS_VALUE_NUMBER && is_finite_number(text))
-	{
-		rs_payload_set_json(plan->payload, member, text, length);
-		return;
-	}
-	utf8 = pg_server_to_any(text, length, PG_UTF8);
 	if (column->kind == RS_VALUE_JSON)
-		rs_payload_set_json(plan->payload, member, utf8, squeeze_json(utf8));
+		length = rs_row_squeeze_json(text);
+	if (column->kind == RS_VALUE_TEXT ||
+		(column->kind == RS_VALUE_NUMBER && !is_finite_number(text)))
+		rs_payload_set_string(plan->payload, member, text, length);
 	else
-		rs_payload_set_string(plan->payload, member, utf8, strlen(utf8));
+		rs_payload_set_json(plan->payload, member, text, length);
 }
 
-const char *
-rs_row_payload(RsPlan *plan, TupleTableSlot *row, size_t *length)
+static void
+make_payload(RsPlan *plan, TupleTableSlot *row, RsMessage *message)
 {
-	int			nest_level = plan->mode == RS_OUTPUT_PLAIN ? 0 : rs_capture_begin_output(plan->mode);
-
+	if (plan->function != NULL)
+	{
+		message->payload = rs_function_call(plan->function, row);
+		message->length = strlen(message->payload);
+		return;
+	}
 	for (int i = 0; i < plan->ncolumns; i++)
 	{
 		bool		null;
@@ -165,7 +182,52 @@ rs_row_payload(RsPlan *plan, TupleTableSlot *row, size_t *length)
 		else
 			set_value(plan, i, value);
 	}
+	message->payload = rs_payload_text(plan->payload, &message->length);
+}
+
+/* The shard by the values of the primary key, joined by colons. */
+static int
+choose_shard(RsPlan *plan, TupleTableSlot *row)
+{
+	StringInfoData key;
+
+	if (plan->nshards == 1)
+		return 0;
+	initStringInfo(&key);
+	for (int i = 0; i < plan->nkeys; i++)
+	{
+		bool		null;
+		Datum		value = slot_getattr(row, plan->keys[i].number, &null);
+
+		if (i > 0)
+			appendStringInfoChar(&key, ':');
+		appendStringInfoString(&key, value_text(&plan->keys[i], value));
+	}
+	return rs_shard_of(key.data, key.len, plan->nshards);
+}
+
+/* The number of a shard's stream, asked for once. */
+static int
+stream_of(RsPlan *plan, int shard)
+{
+	if (plan->generation != rs_namespace_generation)
+	{
+		for (int i = 0; i < plan->nshards; i++)
+			plan->streams[i] = -1;
+		plan->generation = rs_namespace_generation;
+	}
+	if (plan->streams[shard] < 0)
+		plan->streams[shard] = rs_transaction_stream(plan->stream_names[shard]);
+	return plan->streams[shard];
+}
+
+void
+rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message)
+{
+	int			nest_level = plan->mode == RS_OUTPUT_PLAIN ? 0 : rs_capture_begin_output(plan->mode);
+
+	message->stream = stream_of(plan, choose_shard(plan, row));
+	make_payload(plan, row, message);
 	if (plan->mode != RS_OUTPUT_PLAIN)
 		rs_capture_end_output(nest_level);
-	return rs_payload_text(plan->payload, length);
 }

@@ -1,6 +1,6 @@
 /*
  * trigger.c
- *	  The trigger function: a row change becomes records of the transaction.
+ *	  The trigger function, and rows without a trigger: they become records of the transaction.
  */
 #include "postgres.h"
 
@@ -15,39 +15,135 @@
 PG_FUNCTION_INFO_V1(redstream_capture);
 
 static void
+record(const RsPlan *plan, const RsMessage *message)
+{
+	rs_transaction_record(message->stream, message->payload, message->length, plan->key_only);
+}
+
+static void
 record_row(RsPlan *plan, TupleTableSlot *row)
 {
-	size_t		length;
-	const char *payload = rs_row_payload(plan, row, &length);
+	RsMessage	message;
 
-	rs_transaction_record(plan->stream, payload, length, plan->repeatable);
+	rs_row_message(plan, row, &message);
+	record(plan, &message);
 }
 
 /*
- * An UPDATE that moves the row to another payload announces both: what was
- * known under the old one is to be looked at, too.
+ * An UPDATE that moves the row to another payload or shard announces both: what was
+ * known under the old one is to be looked at, too.  With "announced" the old one has been.
  */
 static void
-record_update(RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after)
+record_update(RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after, bool announced)
 {
-	const char *payload;
-	char	   *old_payload;
-	size_t		old_length;
-	size_t		length;
+	RsMessage	old;
+	RsMessage	new;
+	bool		same;
 
-	if (!rs_row_changed(plan, before, after))
-		return;
 	if (!rs_row_moved(plan, before, after))
 	{
-		record_row(plan, after);
+		if (!announced)
+			record_row(plan, after);
 		return;
 	}
-	payload = rs_row_payload(plan, before, &old_length);
-	old_payload = memcpy(palloc(old_length), payload, old_length);
-	payload = rs_row_payload(plan, after, &length);
-	if (length != old_length || memcmp(payload, old_payload, length) != 0)
-		rs_transaction_record(plan->stream, old_payload, old_length, plan->repeatable);
-	rs_transaction_record(plan->stream, payload, length, plan->repeatable);
+	rs_row_message(plan, before, &old);
+	old.payload = memcpy(palloc(old.length), old.payload, old.length);
+	rs_row_message(plan, after, &new);
+	same = new.stream == old.stream && new.length == old.length &&
+		memcmp(new.payload, old.payload, new.length) == 0;
+	if (!same && !announced)
+		record(plan, &old);
+	if (!same || !announced)
+		record(plan, &new);
+}
+
+static void
+record_change(TriggerData *trigger)
+{
+	RsPlan	   *plan = rs_plan_get(trigger->tg_trigger, trigger->tg_relation);
+	TupleTableSlot *row = trigger->tg_trigslot;
+	bool		announced = !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) &&
+		rs_announced(trigger->tg_relation, &row->tts_tid);
+
+	if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	{
+		if (!announced)
+			record_row(plan, row);
+	}
+	else if (rs_row_changed(plan, row, trigger->tg_newslot))
+		record_update(plan, row, trigger->tg_newslot, announced);
+}
+
+/* ---- rows without a trigger ----------------------------------------------------------- */
+
+struct RsCaptured
+{
+	Relation	relation;
+	const Trigger *trigger;		/* NULL: it is not attached */
+};
+
+RsCaptured *
+rs_capture_open(Relation relation)
+{
+	RsCaptured *captured = palloc(sizeof(RsCaptured));
+
+	captured->relation = relation;
+	captured->trigger = rs_trigger_of(relation);
+	return captured;
+}
+
+Node *
+rs_capture_condition(const RsCaptured *captured)
+{
+	return captured->trigger != NULL ? rs_attachment_of(captured->trigger)->condition : NULL;
+}
+
+static RsPlan *
+plan_of(const RsCaptured *captured)
+{
+	return rs_plan_get(captured->trigger, captured->relation);
+}
+
+void
+rs_capture_row(const RsCaptured *captured, TupleTableSlot *row)
+{
+	record_row(plan_of(captured), row);
+}
+
+static Bitmapset *
+add_columns(Bitmapset *numbers, const RsColumn *columns, int count)
+{
+	for (int i = 0; i < count; i++)
+		numbers = bms_add_member(numbers, columns[i].number);
+	return numbers;
+}
+
+Bitmapset *
+rs_capture_row_columns(const RsCaptured *captured)
+{
+	TupleDesc	descriptor = RelationGetDescr(captured->relation);
+	RsPlan	   *plan = plan_of(captured);
+	Bitmapset  *numbers = add_columns(NULL, plan->columns, plan->ncolumns);
+
+	if (plan->function != NULL)
+		for (int i = 0; i < descriptor->natts; i++)
+			if (!TupleDescAttr(descriptor, i)->attisdropped)
+				numbers = bms_add_member(numbers, i + 1);
+	return add_columns(numbers, plan->keys, plan->nkeys);
+}
+
+bool
+rs_capture_is_key_only(const RsCaptured *captured)
+{
+	return plan_of(captured)->key_only;
+}
+
+/* ---- the trigger -------------------------------------------------------------------------- */
+
+static bool
+is_truncate(TriggerEvent event)
+{
+	return TRIGGER_FIRED_BY_TRUNCATE(event) && TRIGGER_FIRED_BEFORE(event);
 }
 
 static void
@@ -56,29 +152,27 @@ check_call(FunctionCallInfo fcinfo)
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) ||
-		!TRIGGER_FIRED_AFTER(trigger->tg_event) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
+		(!is_truncate(trigger->tg_event) &&
+		 (!TRIGGER_FIRED_AFTER(trigger->tg_event) || !TRIGGER_FIRED_FOR_ROW(trigger->tg_event))))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("redstream.capture() must be called by an AFTER trigger FOR EACH ROW"),
+				 errmsg("redstream.capture() must be called by an AFTER trigger FOR EACH ROW, or BEFORE TRUNCATE"),
 				 errhint("Create the triggers with redstream.attach().")));
 }
 
+/* The caller's memory context lasts for this row (trigger.c, AfterTriggerExecute). */
 Datum
 redstream_capture(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger;
-	RsPlan	   *plan;
 
 	check_call(fcinfo);
 	trigger = (TriggerData *) fcinfo->context;
 	if (!rs_enabled)
 		return PointerGetDatum(NULL);
-
-	/* The caller's context lasts for this row (trigger.c, AfterTriggerExecute). */
-	plan = rs_plan_get(trigger);
-	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
-		record_update(plan, trigger->tg_trigslot, trigger->tg_newslot);
+	if (is_truncate(trigger->tg_event))
+		rs_truncate_announce(trigger->tg_relation);
 	else
-		record_row(plan, trigger->tg_trigslot);
+		record_change(trigger);
 	return PointerGetDatum(NULL);
 }

@@ -1,0 +1,262 @@
+/*
+ * attach_options.c
+ *	  What redstream.attach() is asked for: checked, and as arguments of triggers.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "mb/pg_wchar.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "api/attach_options.h"
+#include "capture/capture.h"
+#include "redis/redis.h"
+
+/* The arguments of attach(), by their places. */
+enum
+{
+	TARGET, STREAM, PAYLOAD, PAYLOAD_FUNCTION, COLUMNS, CONDITION, SHARDS, DELAY, EXPIRY, REPLICA
+};
+
+/* The array's text form, after a check that it names columns of the table, each once. */
+static char *
+column_list(Relation relation, Datum array, const char *argument)
+{
+	Datum	   *elements;
+	bool	   *nulls;
+	int			count;
+	List	   *seen = NIL;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elements, &nulls, &count);
+	if (count == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s must name at least one column", argument),
+				 errhint("Leave it NULL for the default.")));
+	for (int i = 0; i < count; i++)
+	{
+		char	   *name = nulls[i] ? NULL : TextDatumGetCString(elements[i]);
+		AttrNumber	number = name ? get_attnum(RelationGetRelid(relation), name) : 0;
+
+		if (name == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("%s must not contain nulls", argument)));
+		if (number <= 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of table \"%s\" does not exist",
+							name, RelationGetRelationName(relation))));
+		if (list_member_int(seen, number))
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_COLUMN),
+					 errmsg("%s names column \"%s\" more than once", argument, name)));
+		seen = lappend_int(seen, number);
+	}
+	return OidOutputFunctionCall(F_ARRAY_OUT, array);
+}
+
+/* The interval's text form, the same in every session, after a check of its sign. */
+static char *
+interval_text(Datum interval, const char *argument, bool zero_allowed)
+{
+	Datum		zero = DirectFunctionCall3(interval_in, CStringGetDatum("0"),
+										   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	int			sign = DatumGetInt32(DirectFunctionCall2(interval_cmp, interval, zero));
+	int			nest_level;
+	char	   *text;
+
+	if (sign < 0 || (sign == 0 && !zero_allowed))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 zero_allowed ? errmsg("%s must not be negative", argument) :
+				 errmsg("%s must be positive", argument)));
+	nest_level = rs_capture_begin_output(RS_OUTPUT_COMMON);
+	text = DatumGetCString(DirectFunctionCall1(interval_out, interval));
+	rs_capture_end_output(nest_level);
+	return text;
+}
+
+/* ---- streams ---------------------------------------------------------------------------- */
+
+static int
+compare_names(const ListCell *a, const ListCell *b)
+{
+	return strcmp(lfirst(a), lfirst(b));
+}
+
+/* The streams of an attachment, sorted by name. */
+static List *
+stream_names(const char *stream, int shards)
+{
+	List	   *names = NIL;
+
+	for (int i = 0; i < shards; i++)
+		names = lappend(names, rs_capture_shard_name(stream, shards, i));
+	list_sort(names, compare_names);
+	return names;
+}
+
+/* One that is in both sorted lists; NULL if there is none. */
+static const char *
+common_name(List *a, List *b)
+{
+	int			i = 0;
+	int			j = 0;
+
+	while (i < list_length(a) && j < list_length(b))
+	{
+		int			order = strcmp(list_nth(a, i), list_nth(b, j));
+
+		if (order == 0)
+			return list_nth(a, i);
+		if (order < 0)
+			i++;
+		else
+			j++;
+	}
+	return NULL;
+}
+
+/* A default name is not to bring two tables together by accident. */
+static void
+check_not_taken(Relation relation, List *names, Oid capture)
+{
+	ListCell   *cell;
+
+	foreach(cell, rs_capture_attached(capture))
+	{
+		RsAttached *other = lfirst(cell);
+		const char *stream;
+
+		if (other->table == RelationGetRelid(relation))
+			continue;
+		stream = common_name(names, stream_names(other->attachment->stream, other->attachment->shards));
+		if (stream != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("table \"%s.%s\" already announces to stream \"%s\"",
+							get_namespace_name(get_rel_namespace(other->table)),
+							get_rel_name(other->table), stream),
+					 errhint("Name the stream: redstream.attach(..., stream => '...'). The same name for both tables is allowed then.")));
+	}
+}
+
+static char *
+read_stream(FunctionCallInfo fcinfo, Relation relation, int shards, Oid capture)
+{
+	bool		is_default = PG_ARGISNULL(STREAM);
+	char	   *stream = is_default ? pstrdup(RelationGetRelationName(relation)) :
+		text_to_cstring(PG_GETARG_TEXT_PP(STREAM));
+	List	   *names = list_concat(list_make1(stream), stream_names(stream, shards));
+	ListCell   *cell;
+	RsError		error;
+
+	foreach(cell, names)
+	{
+		char	   *name = lfirst(cell);
+
+		if (!rs_redis_stream_name_check(pg_server_to_any(name, strlen(name), PG_UTF8), &error))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_NAME),
+					 errmsg("invalid stream name: %s", error.text),
+					 is_default ? errhint("Name the stream: redstream.attach(..., stream => '...').") : 0));
+	}
+	if (is_default)
+		check_not_taken(relation, list_delete_first(names), capture);
+	return stream;
+}
+
+static int
+read_shards(FunctionCallInfo fcinfo, Relation relation)
+{
+	int			shards = PG_ARGISNULL(SHARDS) ? 1 : PG_GETARG_INT32(SHARDS);
+
+	if (shards < 1 || shards > RS_SHARDS_MAX)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("shards must be between 1 and %d", RS_SHARDS_MAX)));
+	if (shards > 1 && rs_capture_primary_key(relation) == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has no primary key to choose the shard by",
+						RelationGetRelationName(relation)),
+				 errhint("Add one, or do without shards.")));
+	return shards;
+}
+
+/* ---- payload ------------------------------------------------------------------------------- */
+
+static char *
+read_function(Oid function, Relation relation)
+{
+	char	   *name;
+
+	if (get_func_name(function) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function with OID %u does not exist", function)));
+	name = quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
+									  get_func_name(function));
+	rs_capture_check_function(relation, name);
+	return name;
+}
+
+static void
+add_argument(StringInfo arguments, const char *name, const char *value)
+{
+	appendStringInfo(arguments, "%s%s, %s", arguments->len > 0 ? ", " : "",
+					 quote_literal_cstr(name), quote_literal_cstr(value));
+}
+
+/* What the messages are made of: payload or payload_function, or the primary key. */
+static void
+add_payload(StringInfo arguments, FunctionCallInfo fcinfo, Relation relation)
+{
+	if (!PG_ARGISNULL(PAYLOAD) && !PG_ARGISNULL(PAYLOAD_FUNCTION))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("payload and payload_function exclude each other")));
+	if (!PG_ARGISNULL(PAYLOAD))
+		add_argument(arguments, "payload", column_list(relation, PG_GETARG_DATUM(PAYLOAD), "payload"));
+	else if (!PG_ARGISNULL(PAYLOAD_FUNCTION))
+		add_argument(arguments, "payload_function",
+					 read_function(PG_GETARG_OID(PAYLOAD_FUNCTION), relation));
+	else if (rs_capture_primary_key(relation) == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" has no primary key", RelationGetRelationName(relation)),
+				 errhint("Add one, or name the columns that identify a row: redstream.attach(..., payload => ARRAY['...']).")));
+}
+
+/* ---- all of them ------------------------------------------------------------------------------ */
+
+void
+rs_api_read_options(FunctionCallInfo fcinfo, Relation relation, Oid capture, RsAttachOptions *options)
+{
+	StringInfo	arguments = &options->arguments;
+	int			shards = read_shards(fcinfo, relation);
+
+	initStringInfo(arguments);
+	add_argument(arguments, "stream", read_stream(fcinfo, relation, shards, capture));
+	add_payload(arguments, fcinfo, relation);
+	if (!PG_ARGISNULL(COLUMNS))
+		add_argument(arguments, "columns", column_list(relation, PG_GETARG_DATUM(COLUMNS), "columns"));
+	if (shards > 1)
+		add_argument(arguments, "shards", psprintf("%d", shards));
+	if (!PG_ARGISNULL(DELAY))
+		add_argument(arguments, "delay", interval_text(PG_GETARG_DATUM(DELAY), "delay", true));
+	if (!PG_ARGISNULL(EXPIRY))
+		add_argument(arguments, "expiry", interval_text(PG_GETARG_DATUM(EXPIRY), "expiry", false));
+	options->condition = PG_ARGISNULL(CONDITION) ? NULL :
+		rs_capture_parse_condition(relation, text_to_cstring(PG_GETARG_TEXT_PP(CONDITION)),
+								   EXPR_KIND_TRIGGER_WHEN, "condition of redstream.attach()");
+	options->replica = !PG_ARGISNULL(REPLICA) && PG_GETARG_BOOL(REPLICA);
+}

@@ -1,0 +1,111 @@
+/*
+ * condition.c
+ *	  One boolean expression of a table's columns: from the user's text to a tree, and back to a text that
+ *	  means the same wherever it is put.
+ *
+ * The user's text itself is never put into a command.  PostgreSQL parses it as one expression, judges what is in
+ * it, and prints it again, as it does for a view or a dump.
+ */
+#include "postgres.h"
+
+#include "nodes/makefuncs.h"
+#include "nodes/parsenodes.h"
+#include "parser/parse_clause.h"
+#include "parser/parse_collate.h"
+#include "parser/parse_relation.h"
+#include "parser/parser.h"
+#include "utils/rel.h"
+#include "utils/ruleutils.h"
+
+#include "capture/capture.h"
+
+#define SELECT "SELECT "
+
+/* What errors of the parser are about. */
+typedef struct Parsed
+{
+	const char *what;
+	const char *query;
+} Parsed;
+
+/* A position in our query is none in the caller's. */
+static void
+add_context(void *argument)
+{
+	Parsed	   *parsed = argument;
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(parsed->query);
+	}
+	errcontext("%s", parsed->what);
+}
+
+/* Is the statement a SELECT of one expression and nothing else? */
+static Node *
+single_expression(List *statements)
+{
+	SelectStmt	bare = {.type = T_SelectStmt};
+	SelectStmt *select;
+	ResTarget  *target;
+
+	if (list_length(statements) != 1)
+		return NULL;
+	select = (SelectStmt *) linitial_node(RawStmt, statements)->stmt;
+	if (!IsA(select, SelectStmt) || list_length(select->targetList) != 1)
+		return NULL;
+	bare.targetList = select->targetList;
+	bare.limitOption = select->limitOption;
+	target = linitial_node(ResTarget, select->targetList);
+	return equal(select, &bare) && target->name == NULL ? target->val : NULL;
+}
+
+static Node *
+parse(Relation relation, const char *query, ParseExprKind kind)
+{
+	ParseState *state = make_parsestate(NULL);
+	Node	   *raw;
+	Node	   *condition;
+
+	state->p_sourcetext = query;
+	raw = single_expression(raw_parser(query, RAW_PARSE_DEFAULT));
+	if (raw == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("not one expression: \"%s\"", query + strlen(SELECT)),
+				 errhint("Write a condition as it would stand after WHERE.")));
+	addNSItemToQuery(state, addRangeTableEntryForRelation(state, relation, AccessShareLock,
+														  NULL, false, true),
+					 false, true, true);
+	condition = transformWhereClause(state, raw, kind, "WHERE");
+	assign_expr_collations(state, condition);
+	free_parsestate(state);
+	return condition;
+}
+
+Node *
+rs_capture_parse_condition(Relation relation, const char *text, ParseExprKind kind,
+						   const char *what)
+{
+	char	   *query = psprintf(SELECT "%s", text);
+	Parsed		parsed = {what, query};
+	ErrorContextCallback context = {error_context_stack, add_context, &parsed};
+	Node	   *condition;
+
+	error_context_stack = &context;
+	condition = parse(relation, query, kind);
+	error_context_stack = context.previous;
+	return condition;
+}
+
+char *
+rs_capture_condition_text(Relation relation, Node *condition, const char *name)
+{
+	return deparse_expression(condition,
+							  deparse_context_for(name != NULL ? name : RelationGetRelationName(relation),
+												  RelationGetRelid(relation)),
+							  name != NULL, false);
+}

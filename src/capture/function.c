@@ -1,0 +1,122 @@
+/*
+ * function.c
+ *	  Payloads that a function of the user's makes: from a row of the attached table to JSON.
+ *
+ * The function is called as triggers call theirs: as whoever changes the row, without asking whether he may execute it. It
+ * is the table's owner who must have the right to, for he chose it.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "mb/pg_wchar.h"
+#include "parser/parse_func.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/regproc.h"
+#include "utils/varlena.h"
+
+#include "capture/plan.h"
+#include "transaction/transaction.h"
+
+static Oid
+find(const char *name, Oid table, Oid owner)
+{
+	Oid			row_type = get_rel_type_id(table);
+	Oid			function = LookupFuncName(stringToQualifiedNameList(name), 1, &row_type, true);
+	Oid			result = OidIsValid(function) ? get_func_rettype(function) : InvalidOid;
+
+	if (!OidIsValid(function))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("function %s(%s), which makes the payload of table \"%s\", does not exist",
+						name, format_type_be(row_type), get_rel_name(table)),
+				 errhint("Create it, or call redstream.attach() again, or redstream.detach().")));
+	if ((result != JSONOID && result != JSONBOID) || get_func_retset(function) ||
+		get_func_prokind(function) != PROKIND_FUNCTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("function %s, which makes the payload of table \"%s\", does not return json or jsonb",
+						name, get_rel_name(table)),
+				 errhint("It must be a function of one row that returns one value.")));
+	if (pg_proc_aclcheck(function, owner, ACL_EXECUTE) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, name);
+	return function;
+}
+
+void
+rs_capture_check_function(Relation relation, const char *name)
+{
+	(void) find(name, RelationGetRelid(relation), relation->rd_rel->relowner);
+}
+
+RsPayloadFunction *
+rs_function_find(const char *name, const Trigger *trigger, Relation relation)
+{
+	RsPayloadFunction *function = palloc0(sizeof(RsPayloadFunction));
+	Oid			table = rs_attached_table(trigger);
+	Oid			id = find(name, table, relation->rd_rel->relowner);
+	Oid			output;
+	bool		varlena;
+
+	fmgr_info_cxt(id, &function->call, CurrentMemoryContext);
+	getTypeOutputInfo(get_func_rettype(id), &output, &varlena);
+	fmgr_info_cxt(output, &function->output, CurrentMemoryContext);
+	if (table != RelationGetRelid(relation))
+	{
+		Relation	attached = table_open(table, AccessShareLock);
+		TupleDesc	rows = CreateTupleDescCopy(RelationGetDescr(attached));
+
+		table_close(attached, AccessShareLock);
+		function->map = convert_tuples_by_name(CreateTupleDescCopy(RelationGetDescr(relation)), rows);
+		/* also when all columns are in their places: the row is to be of the table's type */
+		function->slot = MakeSingleTupleTableSlot(rows, &TTSOpsVirtual);
+	}
+	return function;
+}
+
+/* The row as one of the attached table. */
+static TupleTableSlot *
+convert(RsPayloadFunction *function, TupleTableSlot *row)
+{
+	TupleTableSlot *slot = function->slot;
+
+	if (slot == NULL)
+		return row;
+	ExecClearTuple(slot);
+	if (function->map != NULL)
+		return execute_attr_map_slot(function->map->attrMap, row, slot);
+	slot_getallattrs(row);
+	memcpy(slot->tts_values, row->tts_values, sizeof(Datum) * slot->tts_tupleDescriptor->natts);
+	memcpy(slot->tts_isnull, row->tts_isnull, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+	return ExecStoreVirtualTuple(slot);
+}
+
+char *
+rs_function_call(RsPayloadFunction *function, TupleTableSlot *row)
+{
+	LOCAL_FCINFO(call, 1);
+	Datum		result;
+	char	   *text;
+
+	InitFunctionCallInfoData(*call, &function->call, 1, InvalidOid, NULL, NULL);
+	call->args[0].value = ExecFetchSlotHeapTupleDatum(convert(function, row));
+	call->args[0].isnull = false;
+	result = FunctionCallInvoke(call);
+	if (call->isnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("function %s returned null for a row, not a payload",
+						get_func_name(function->call.fn_oid)),
+				 errhint("It must return JSON for every row. Rows that are not to be announced are for the condition of redstream.attach().")));
+	text = OutputFunctionCall(&function->output, result);
+	rs_transaction_check_size(strlen(text));
+	text = pg_server_to_any(text, strlen(text), PG_UTF8);
+	(void) rs_row_squeeze_json(text);
+	return text;
+}
