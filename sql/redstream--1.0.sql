@@ -32,6 +32,26 @@ CREATE FUNCTION redstream.detach(target regclass) RETURNS boolean
 COMMENT ON FUNCTION redstream.detach(regclass) IS
 'Stops announcing changes of the table; false if it was not attached. Raises an error for a table that is not the caller''s.';
 
+-- ---- producing by hand ------------------------------------------------------------
+
+CREATE FUNCTION redstream.emit(stream text, payload jsonb) RETURNS void
+    VOLATILE
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_emit';
+COMMENT ON FUNCTION redstream.emit(text, jsonb) IS
+'Announces a message of one''s own with the transaction: a delay message before its commit, a main message after it, nothing if it is rolled back. Raises invalid_name, null_value_not_allowed, program_limit_exceeded for a payload that is too large, and io_error when Redis does not take it.';
+
+CREATE FUNCTION redstream.enqueue(target regclass, matching text DEFAULT 'true') RETURNS bigint
+    VOLATILE
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_enqueue';
+COMMENT ON FUNCTION redstream.enqueue(regclass, text) IS
+'Announces the rows of the table that match a condition, without changing them, with this transaction: first fill, repair, replay. As the table is attached, its condition included; a table that is not attached announces its primary key to the stream of its name. Rows whose payload is more than their key are locked FOR SHARE. Returns the number of rows. Reads as its caller. Raises what the condition raises, object_not_in_prerequisite_state for a table that is not attached and has no primary key, and io_error when Redis does not take the messages.';
+
+CREATE FUNCTION redstream.bulk(target regclass, matching text, statement text) RETURNS bigint
+    VOLATILE
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_bulk';
+COMMENT ON FUNCTION redstream.bulk(regclass, text, text) IS
+'Locks the rows of the table that match a condition, in the order of the primary key, writes their delay messages and waits for them, runs a statement that changes data, and announces these rows once when the transaction commits, whether or not the table is attached. What the statement touches beyond them is announced if its table is attached. Returns the number of rows locked. Reads, locks and runs as its caller. Raises syntax_error for several statements, invalid_parameter_value for one that changes no data, and what redstream.enqueue() and the statement raise.';
+
 -- ---- consuming -----------------------------------------------------------------
 
 CREATE FUNCTION redstream.add_consumer(stream text, consumer text, start text DEFAULT '0-0')

@@ -10,8 +10,6 @@
 
 #include "access/relation.h"
 #include "access/table.h"
-#include "catalog/catalog.h"
-#include "catalog/partition.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "commands/trigger.h"
@@ -23,6 +21,8 @@
 #include "utils/rel.h"
 
 #include "api/attach_options.h"
+#include "api/condition.h"
+#include "api/target.h"
 #include "capture/capture.h"
 
 PG_FUNCTION_INFO_V1(redstream_attach);
@@ -55,27 +55,6 @@ open_own_table(Oid table)
 	relation = try_relation_open(table, ShareRowExclusiveLock);
 	check_owner(table);
 	return relation;
-}
-
-static void
-check_table(Relation relation, Oid extension_schema)
-{
-	const char *name = RelationGetRelationName(relation);
-
-	if (relation->rd_rel->relkind != RELKIND_RELATION &&
-		relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot attach \"%s\": it is not a table", name),
-				 errdetail_relkind_not_supported(relation->rd_rel->relkind)));
-	if (relation->rd_rel->relpersistence == RELPERSISTENCE_TEMP)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot attach \"%s\": it is a temporary table", name)));
-	if (IsCatalogRelation(relation) || RelationGetNamespace(relation) == extension_schema)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot attach \"%s\": it is a system table or redstream's own", name)));
 }
 
 /* Has the table triggers of attach(), of its own or, as a partition, cloned ones? */
@@ -172,8 +151,8 @@ when_clause(Relation relation, Node *condition, bool old, bool new)
 
 	if (condition == NULL)
 		return "";
-	of_old = rs_capture_condition_text(relation, condition, "old");
-	of_new = rs_capture_condition_text(relation, condition, "new");
+	of_old = rs_api_condition_text(relation, condition, "old");
+	of_new = rs_api_condition_text(relation, condition, "new");
 	if (old && new)
 		return psprintf("WHEN ((%s) OR (%s))", of_old, of_new);
 	return psprintf("WHEN (%s)", old ? of_old : of_new);
@@ -219,14 +198,11 @@ redstream_attach(PG_FUNCTION_ARGS)
 	Relation	relation;
 	RsAttachOptions options;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("target must not be null")));
+	rs_api_check_nulls(fcinfo, 1, (const char *const[]) {"target"});
 	relation = open_own_table(PG_GETARG_OID(0));
-	check_table(relation, get_func_namespace(capture));
+	rs_api_check_table(relation, "attach");
 	check_partitions(relation, capture);
-	rs_api_read_options(fcinfo, relation, capture, &options);
+	rs_api_read_options(fcinfo, relation, &options);
 
 	SPI_connect();
 	drop_triggers(relation, capture);

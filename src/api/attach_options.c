@@ -15,6 +15,8 @@
 #include "utils/timestamp.h"
 
 #include "api/attach_options.h"
+#include "api/condition.h"
+#include "api/target.h"
 #include "capture/capture.h"
 #include "redis/redis.h"
 
@@ -86,76 +88,13 @@ interval_text(Datum interval, const char *argument, bool zero_allowed)
 
 /* ---- streams ---------------------------------------------------------------------------- */
 
-static int
-compare_names(const ListCell *a, const ListCell *b)
-{
-	return strcmp(lfirst(a), lfirst(b));
-}
-
-/* The streams of an attachment, sorted by name. */
-static List *
-stream_names(const char *stream, int shards)
-{
-	List	   *names = NIL;
-
-	for (int i = 0; i < shards; i++)
-		names = lappend(names, rs_capture_shard_name(stream, shards, i));
-	list_sort(names, compare_names);
-	return names;
-}
-
-/* One that is in both sorted lists; NULL if there is none. */
-static const char *
-common_name(List *a, List *b)
-{
-	int			i = 0;
-	int			j = 0;
-
-	while (i < list_length(a) && j < list_length(b))
-	{
-		int			order = strcmp(list_nth(a, i), list_nth(b, j));
-
-		if (order == 0)
-			return list_nth(a, i);
-		if (order < 0)
-			i++;
-		else
-			j++;
-	}
-	return NULL;
-}
-
-/* A default name is not to bring two tables together by accident. */
-static void
-check_not_taken(Relation relation, List *names, Oid capture)
-{
-	ListCell   *cell;
-
-	foreach(cell, rs_capture_attached(capture))
-	{
-		RsAttached *other = lfirst(cell);
-		const char *stream;
-
-		if (other->table == RelationGetRelid(relation))
-			continue;
-		stream = common_name(names, stream_names(other->attachment->stream, other->attachment->shards));
-		if (stream != NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_OBJECT),
-					 errmsg("table \"%s.%s\" already announces to stream \"%s\"",
-							get_namespace_name(get_rel_namespace(other->table)),
-							get_rel_name(other->table), stream),
-					 errhint("Name the stream: redstream.attach(..., stream => '...'). The same name for both tables is allowed then.")));
-	}
-}
-
 static char *
-read_stream(FunctionCallInfo fcinfo, Relation relation, int shards, Oid capture)
+read_stream(FunctionCallInfo fcinfo, Relation relation, int shards)
 {
 	bool		is_default = PG_ARGISNULL(STREAM);
 	char	   *stream = is_default ? pstrdup(RelationGetRelationName(relation)) :
 		text_to_cstring(PG_GETARG_TEXT_PP(STREAM));
-	List	   *names = list_concat(list_make1(stream), stream_names(stream, shards));
+	List	   *names = list_concat(list_make1(stream), rs_api_stream_names(stream, shards));
 	ListCell   *cell;
 	RsError		error;
 
@@ -170,7 +109,7 @@ read_stream(FunctionCallInfo fcinfo, Relation relation, int shards, Oid capture)
 					 is_default ? errhint("Name the stream: redstream.attach(..., stream => '...').") : 0));
 	}
 	if (is_default)
-		check_not_taken(relation, list_delete_first(names), capture);
+		rs_api_check_not_taken(relation, list_delete_first(names));
 	return stream;
 }
 
@@ -239,13 +178,13 @@ add_payload(StringInfo arguments, FunctionCallInfo fcinfo, Relation relation)
 /* ---- all of them ------------------------------------------------------------------------------ */
 
 void
-rs_api_read_options(FunctionCallInfo fcinfo, Relation relation, Oid capture, RsAttachOptions *options)
+rs_api_read_options(FunctionCallInfo fcinfo, Relation relation, RsAttachOptions *options)
 {
 	StringInfo	arguments = &options->arguments;
 	int			shards = read_shards(fcinfo, relation);
 
 	initStringInfo(arguments);
-	add_argument(arguments, "stream", read_stream(fcinfo, relation, shards, capture));
+	add_argument(arguments, "stream", read_stream(fcinfo, relation, shards));
 	add_payload(arguments, fcinfo, relation);
 	if (!PG_ARGISNULL(COLUMNS))
 		add_argument(arguments, "columns", column_list(relation, PG_GETARG_DATUM(COLUMNS), "columns"));
@@ -256,7 +195,7 @@ rs_api_read_options(FunctionCallInfo fcinfo, Relation relation, Oid capture, RsA
 	if (!PG_ARGISNULL(EXPIRY))
 		add_argument(arguments, "expiry", interval_text(PG_GETARG_DATUM(EXPIRY), "expiry", false));
 	options->condition = PG_ARGISNULL(CONDITION) ? NULL :
-		rs_capture_parse_condition(relation, text_to_cstring(PG_GETARG_TEXT_PP(CONDITION)),
+		rs_api_parse_condition(relation, text_to_cstring(PG_GETARG_TEXT_PP(CONDITION)),
 								   EXPR_KIND_TRIGGER_WHEN, "condition of redstream.attach()");
 	options->replica = !PG_ARGISNULL(REPLICA) && PG_GETARG_BOOL(REPLICA);
 }

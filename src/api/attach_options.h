@@ -13,7 +13,7 @@
 typedef struct RsAttachOptions
 {
 	StringInfoData arguments;	/* of the triggers, SQL literals */
-	Node	   *condition;		/* rs_capture_parse_condition(); NULL: every row */
+	Node	   *condition;		/* rs_api_parse_condition(); NULL: every row */
 	bool		replica;
 } RsAttachOptions;
 
@@ -21,7 +21,7 @@ typedef struct RsAttachOptions
  * Reads the arguments of attach() for the table.  Raises invalid_parameter_value, invalid_name, undefined_column and their
  * like for what they cannot be, and what the parser raises for a condition.
  */
-extern void rs_api_read_options(FunctionCallInfo fcinfo, Relation relation, Oid capture,
+extern void rs_api_read_options(FunctionCallInfo fcinfo, Relation relation,
 								RsAttachOptions *options);
 
 #endif							/* RS_API_ATTACH_OPTIONS_H */

@@ -14,6 +14,7 @@
 #include "utils/rel.h"
 #include "utils/tuplestore.h"
 
+#include "api/condition.h"
 #include "capture/capture.h"
 
 PG_FUNCTION_INFO_V1(redstream_attachments);
@@ -59,7 +60,7 @@ condition_text(const RsAttached *attached)
 
 	if (relation == NULL)
 		return NULL;
-	text = rs_capture_condition_text(relation, condition, NULL);
+	text = rs_api_condition_text(relation, condition, NULL);
 	relation_close(relation, AccessShareLock);
 	return text;
 }

@@ -12,7 +12,6 @@
 #include "nodes/bitmapset.h"
 #include "nodes/nodes.h"
 #include "nodes/pg_list.h"
-#include "parser/parse_node.h"
 #include "storage/itemptr.h"
 #include "utils/relcache.h"
 #include "utils/timestamp.h"
@@ -105,18 +104,8 @@ extern List *rs_capture_primary_key(Relation relation);
  */
 extern void rs_capture_check_function(Relation relation, const char *name);
 
-/* ---- conditions on a table's columns --------------------------------------------------------- */
-
-/*
- * Parses one boolean expression of the relation's columns; "kind" says what may be in it, "what" names it in errors.
- * Raises what the parser raises, and syntax_error for what is more or less than one expression.  The result is
- * an expression of relation 1.
- */
-extern Node *rs_capture_parse_condition(Relation relation, const char *text, ParseExprKind kind,
-										const char *what);
-
-/* The text of such an expression, its columns qualified with that name (NULL: not qualified). */
-extern char *rs_capture_condition_text(Relation relation, Node *condition, const char *name);
+/* Takes the white space between the tokens of a JSON text away, in place; returns the new length. */
+extern size_t rs_capture_squeeze_json(char *text);
 
 /* ---- rows without a trigger --------------------------------------------------------------------- */
 

@@ -117,6 +117,6 @@ rs_function_call(RsPayloadFunction *function, TupleTableSlot *row)
 	text = OutputFunctionCall(&function->output, result);
 	rs_transaction_check_size(strlen(text));
 	text = pg_server_to_any(text, strlen(text), PG_UTF8);
-	(void) rs_row_squeeze_json(text);
+	(void) rs_capture_squeeze_json(text);
 	return text;
 }

@@ -125,9 +125,6 @@ extern bool rs_row_moved(const RsPlan *plan, TupleTableSlot *before, TupleTableS
 /* What is announced of a row; the payload is good until the next call for the plan. */
 extern void rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message);
 
-/* Takes the white space between the tokens of a JSON text away, in place; returns the new length. */
-extern size_t rs_row_squeeze_json(char *text);
-
 /* ---- announced.c ---- */
 
 /* Has bulk() announced this version of a row? */

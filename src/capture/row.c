@@ -106,7 +106,7 @@ rs_capture_end_output(int nest_level)
 }
 
 size_t
-rs_row_squeeze_json(char *text)
+rs_capture_squeeze_json(char *text)
 {
 	char	   *out = text;
 	bool		quoted = false;
@@ -155,7 +155,7 @@ set_value(RsPlan *plan, int member, Datum value)
 
 	rs_transaction_check_size(length);	/* before json-c keeps memory for it */
 	if (column->kind == RS_VALUE_JSON)
-		length = rs_row_squeeze_json(text);
+		length = rs_capture_squeeze_json(text);
 	if (column->kind == RS_VALUE_TEXT ||
 		(column->kind == RS_VALUE_NUMBER && !is_finite_number(text)))
 		rs_payload_set_string(plan->payload, member, text, length);

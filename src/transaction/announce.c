@@ -17,8 +17,17 @@
 #include "stats.h"
 #include "transaction/current.h"
 #include "transaction/stream.h"
+#include "transaction/transaction.h"
 
 /* ---- outage ------------------------------------------------------------------ */
+
+static uint64 outages;
+
+uint64
+rs_transaction_outages(void)
+{
+	return outages;
+}
 
 /*
  * Applies redstream.on_outage: throws, or gives this transaction's messages up.
@@ -34,11 +43,14 @@ outage(RsWaitResult result)
 
 	rs_transport_status(&status);
 	if (rs_on_outage == RS_OUTAGE_ERROR)
+	{
+		outages += result != RS_WAIT_REFUSED;
 		ereport(ERROR,
 				(errcode(ERRCODE_IO_ERROR),
 				 errmsg("could not announce changes: %s", reason),
 				 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0,
 				 errhint("See redstream.stats. With redstream.on_outage = skip the transaction commits without its messages.")));
+	}
 	ereport(WARNING,
 			(errcode(ERRCODE_WARNING),
 			 errmsg("changes of this transaction are not announced: %s", reason),
@@ -299,7 +311,7 @@ announce(size_t start, bool publish)
 }
 
 void
-rs_announce_prepared(void)
+rs_announce_flush(void)
 {
 	RsPatience	patience;
 	RsWaitResult result;
@@ -308,7 +320,13 @@ rs_announce_prepared(void)
 	result = send_delay_messages(&patience, rs_wait_for_ack);
 	if (result != RS_WAIT_DONE)
 		outage(result);
-	else
+}
+
+void
+rs_announce_prepared(void)
+{
+	rs_announce_flush();
+	if (!rs_current.skipping)
 		leave_to_delay_messages();
 }
 

@@ -45,6 +45,9 @@ extern size_t rs_announce_size(size_t start);
  */
 extern void rs_announce_early(void);
 
+/* The same, and waits until Redis has acknowledged them all, if that is waited for. */
+extern void rs_announce_flush(void);
+
 /*
  * Everything that comes before the commit: delay messages of all records
  * acknowledged, a place in the main lane taken for those from "start" on.  With

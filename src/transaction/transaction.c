@@ -140,6 +140,13 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 		rs_announce_early();
 }
 
+void
+rs_transaction_flush(void)
+{
+	if (rs_current.stage == RS_STAGE_OPEN && !rs_current.skipping)
+		rs_announce_flush();
+}
+
 /* ---- the end -------------------------------------------------------------------------- */
 
 /* The transaction has ended.  Must not throw, allocate or wait. */

@@ -33,4 +33,14 @@ extern void rs_transaction_check_size(size_t length);
  */
 extern void rs_transaction_record(int stream, const char *payload, size_t length, bool repeatable);
 
+/*
+ * Sends the delay messages of all records so far, and waits until Redis has acknowledged them (with
+ * redstream.wait_for_ack = off: not for that).  Raises as rs_transaction_record().
+ */
+extern void rs_transaction_flush(void);
+
+/* Counts the errors of this process that were raised because Redis was away or too slow, so that trying again may
+ * help. */
+extern uint64 rs_transaction_outages(void);
+
 #endif							/* RS_TRANSACTION_H */

@@ -1,9 +1,9 @@
 /*
  * condition.c
- *	  One boolean expression of a table's columns: from the user's text to a tree, and back to a text that
+ *	  SQL that users give as text: a condition on a table's columns becomes a tree, and from that a text that
  *	  means the same wherever it is put.
  *
- * The user's text itself is never put into a command.  PostgreSQL parses it as one expression, judges what is in
+ * The text of a condition is never put into a command itself.  PostgreSQL parses it as one expression, judges what is in
  * it, and prints it again, as it does for a view or a dump.
  */
 #include "postgres.h"
@@ -17,7 +17,7 @@
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 
-#include "capture/capture.h"
+#include "api/condition.h"
 
 #define SELECT "SELECT "
 
@@ -44,7 +44,7 @@ add_context(void *argument)
 	errcontext("%s", parsed->what);
 }
 
-/* Is the statement a SELECT of one expression and nothing else? */
+/* The expression of a SELECT of nothing else; NULL for anything more or less. */
 static Node *
 single_expression(List *statements)
 {
@@ -63,20 +63,26 @@ single_expression(List *statements)
 	return equal(select, &bare) && target->name == NULL ? target->val : NULL;
 }
 
+List *
+rs_api_parse(const char *query, const char *what)
+{
+	Parsed		parsed = {what, query};
+	ErrorContextCallback context = {error_context_stack, add_context, &parsed};
+	List	   *statements;
+
+	error_context_stack = &context;
+	statements = raw_parser(query, RAW_PARSE_DEFAULT);
+	error_context_stack = context.previous;
+	return statements;
+}
+
 static Node *
-parse(Relation relation, const char *query, ParseExprKind kind)
+transform(Relation relation, Node *raw, const char *query, ParseExprKind kind)
 {
 	ParseState *state = make_parsestate(NULL);
-	Node	   *raw;
 	Node	   *condition;
 
 	state->p_sourcetext = query;
-	raw = single_expression(raw_parser(query, RAW_PARSE_DEFAULT));
-	if (raw == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("not one expression: \"%s\"", query + strlen(SELECT)),
-				 errhint("Write a condition as it would stand after WHERE.")));
 	addNSItemToQuery(state, addRangeTableEntryForRelation(state, relation, AccessShareLock,
 														  NULL, false, true),
 					 false, true, true);
@@ -87,22 +93,27 @@ parse(Relation relation, const char *query, ParseExprKind kind)
 }
 
 Node *
-rs_capture_parse_condition(Relation relation, const char *text, ParseExprKind kind,
-						   const char *what)
+rs_api_parse_condition(Relation relation, const char *text, ParseExprKind kind, const char *what)
 {
 	char	   *query = psprintf(SELECT "%s", text);
+	Node	   *raw = single_expression(rs_api_parse(query, what));
 	Parsed		parsed = {what, query};
 	ErrorContextCallback context = {error_context_stack, add_context, &parsed};
 	Node	   *condition;
 
+	if (raw == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("%s is not one expression: \"%s\"", what, text),
+				 errhint("Write it as it would stand after WHERE.")));
 	error_context_stack = &context;
-	condition = parse(relation, query, kind);
+	condition = transform(relation, raw, query, kind);
 	error_context_stack = context.previous;
 	return condition;
 }
 
 char *
-rs_capture_condition_text(Relation relation, Node *condition, const char *name)
+rs_api_condition_text(Relation relation, Node *condition, const char *name)
 {
 	return deparse_expression(condition,
 							  deparse_context_for(name != NULL ? name : RelationGetRelationName(relation),
