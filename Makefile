@@ -9,12 +9,13 @@ PGFILEDESC = "redstream - announces row changes over Redis streams"
 
 DATA = sql/redstream--1.0.sql
 OBJS = \
-	src/redstream.o src/identity.o src/processes.o src/settings.o src/stats.o \
+	src/redstream.o src/identity.o src/processes.o src/progress.o \
+	src/settings.o src/stats.o \
 	src/api/asking.o src/api/attach.o src/api/attach_options.o \
-	src/api/attachments.o src/api/bulk.o src/api/condition.o \
-	src/api/consumers.o src/api/emit.o src/api/looking.o src/api/progress.o \
-	src/api/rows.o src/api/running.o src/api/streams.o src/api/target.o \
-	src/api/workers.o \
+	src/api/attachments.o src/api/batches.o src/api/bulk.o src/api/condition.o \
+	src/api/consumers.o src/api/emit.o src/api/keyset.o src/api/lag.o \
+	src/api/looking.o src/api/progress.o src/api/rows.o src/api/running.o \
+	src/api/streams.o src/api/target.o src/api/workers.o \
 	src/capture/announced.o src/capture/attached.o src/capture/compile.o \
 	src/capture/function.o src/capture/payload.o src/capture/plan.o \
 	src/capture/row.o src/capture/shard.o src/capture/trigger.o \

@@ -52,6 +52,55 @@ CREATE FUNCTION redstream.bulk(target regclass, matching text, statement text) R
 COMMENT ON FUNCTION redstream.bulk(regclass, text, text) IS
 'Locks the rows of the table that match a condition, in the order of the primary key, writes their delay messages and waits for them, runs a statement that changes data, and announces these rows once when the transaction commits, whether or not the table is attached. What the statement touches beyond them is announced if its table is attached. Returns the number of rows locked. Reads, locks and runs as its caller. Raises syntax_error for several statements, invalid_parameter_value for one that changes no data, and what redstream.enqueue() and the statement raise.';
 
+CREATE PROCEDURE redstream.bulk_update(
+    target      regclass,
+    assignments text,
+    matching    text     DEFAULT 'true',
+    batch_size  integer  DEFAULT 1000,
+    pause       interval DEFAULT '0',
+    start_after text[]   DEFAULT NULL)
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_bulk_update';
+COMMENT ON PROCEDURE redstream.bulk_update(regclass, text, text, integer, interval, text[]) IS
+'Updates the rows of the table that match a condition, in batches of that many rows, each its own transaction as redstream.bulk() does it, in the order of the primary key, with a pause after each. assignments: what follows SET; not of key columns. A NOTICE after each batch, and the context of an error, say behind which key to go on: start_after, the key''s values as text. While Redis is away or its queues are more than half full, it waits. Raises invalid_transaction_termination in a transaction block, and what redstream.bulk() raises.';
+
+CREATE PROCEDURE redstream.bulk_enqueue(
+    target      regclass,
+    matching    text     DEFAULT 'true',
+    batch_size  integer  DEFAULT 1000,
+    pause       interval DEFAULT '0',
+    start_after text[]   DEFAULT NULL)
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_bulk_enqueue';
+COMMENT ON PROCEDURE redstream.bulk_enqueue(regclass, text, integer, interval, text[]) IS
+'Announces the rows of the table that match a condition as redstream.enqueue() does, in batches as redstream.bulk_update(). Raises what these raise.';
+
+CREATE FUNCTION redstream.progress_rows(
+    OUT pid       integer,
+    OUT procedure text,
+    OUT "table"   regclass,
+    OUT state     text,
+    OUT done      bigint,
+    OUT total     bigint,
+    OUT rate      double precision,
+    OUT started   timestamptz,
+    OUT last_key  text)
+    RETURNS SETOF record
+    VOLATILE ROWS 10
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_progress_rows';
+COMMENT ON FUNCTION redstream.progress_rows() IS 'The rows of redstream.progress.';
+
+CREATE VIEW redstream.progress AS SELECT * FROM redstream.progress_rows();
+COMMENT ON VIEW redstream.progress IS
+'The calls of redstream.bulk_update() and redstream.bulk_enqueue() that are running in this database.';
+COMMENT ON COLUMN redstream.progress.pid IS 'Process id of the session.';
+COMMENT ON COLUMN redstream.progress.procedure IS 'bulk_update or bulk_enqueue.';
+COMMENT ON COLUMN redstream.progress."table" IS 'The table.';
+COMMENT ON COLUMN redstream.progress.state IS 'running; pausing: as its caller asked for; waiting: for Redis.';
+COMMENT ON COLUMN redstream.progress.done IS 'Rows that are done and committed.';
+COMMENT ON COLUMN redstream.progress.total IS 'Rows in all, as the planner expects; NULL: not known yet.';
+COMMENT ON COLUMN redstream.progress.rate IS 'Rows a second since it started.';
+COMMENT ON COLUMN redstream.progress.started IS 'When it was called.';
+COMMENT ON COLUMN redstream.progress.last_key IS 'The key of the last row that is done, as start_after takes it; NULL: none yet.';
+
 -- ---- consuming -----------------------------------------------------------------
 
 CREATE FUNCTION redstream.add_consumer(stream text, consumer text, start text DEFAULT '0-0')
@@ -314,15 +363,16 @@ COMMENT ON FUNCTION redstream.announce_extension() IS
 
 -- ---- privileges ------------------------------------------------------------------
 
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA redstream FROM PUBLIC;
+REVOKE ALL ON ALL ROUTINES IN SCHEMA redstream FROM PUBLIC;
 -- Whoever makes a partition of an attached table is asked for it. To name the
 -- function in a trigger of one's own takes USAGE on the schema.
 GRANT EXECUTE ON FUNCTION redstream.capture() TO PUBLIC;
 GRANT USAGE ON SCHEMA redstream TO pg_monitor;
 GRANT SELECT ON redstream.attachments, redstream.streams, redstream.consumers, redstream.stats,
-    redstream.workers TO pg_monitor;
+    redstream.workers, redstream.progress TO pg_monitor;
 GRANT EXECUTE ON FUNCTION redstream.attachment_rows(), redstream.stream_rows(),
-    redstream.consumer_rows(), redstream.stats_row(), redstream.worker_rows() TO pg_monitor;
+    redstream.consumer_rows(), redstream.stats_row(), redstream.worker_rows(),
+    redstream.progress_rows() TO pg_monitor;
 
 -- ---- what is missing ---------------------------------------------------------------
 

@@ -33,8 +33,8 @@ static RsPhase phase = RS_PHASE_RUNNING;
 
 RsCurrent	rs_current;
 
-static void
-check_preloaded(void)
+void
+rs_transaction_check_preloaded(void)
 {
 	if (!rs_transport_ready())
 		ereport(ERROR,
@@ -80,7 +80,7 @@ rs_transaction_check_size(size_t length)
 {
 	size_t		limit;
 
-	check_preloaded();
+	rs_transaction_check_preloaded();
 	/* Keys, field names and lengths around a payload are a few kilobytes at most. */
 	limit = rs_lane_entry_limit() - 4096;
 	if (length > limit)

@@ -15,6 +15,9 @@ extern void rs_transaction_init(void);
  */
 extern int	rs_transaction_stream(const char *name);
 
+/* Raises object_not_in_prerequisite_state when nothing can be announced, as the library was not preloaded. */
+extern void rs_transaction_check_preloaded(void);
+
 /*
  * Raises an error when a payload of that length cannot be announced (program_limit_exceeded),
  * or nothing can, as the library was not preloaded (object_not_in_prerequisite_state).

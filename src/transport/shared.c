@@ -12,6 +12,7 @@
 #include "utils/guc.h"
 
 #include "processes.h"
+#include "progress.h"
 #include "settings.h"
 #include "stats.h"
 #include "transport/shared.h"
@@ -39,6 +40,7 @@ request_shmem(void)
 	RequestAddinShmemSpace(shared_size());
 	RequestAddinShmemSpace(rs_stats_shmem_size());
 	RequestAddinShmemSpace(rs_processes_shmem_size());
+	RequestAddinShmemSpace(rs_progress_shmem_size());
 }
 
 /* Lays a lane out at "memory"; returns the end. */
@@ -107,6 +109,7 @@ startup_shmem(void)
 		init_shared();
 	rs_stats_shmem_init();
 	rs_processes_shmem_init();
+	rs_progress_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }
 

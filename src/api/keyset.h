@@ -1,0 +1,54 @@
+/*
+ * keyset.h
+ *	  The primary key of a table as a place to go on from, and as a set of rows.  For the files of this directory.
+ *
+ * All of it needs SPI and an active snapshot.
+ */
+#ifndef RS_API_KEYSET_H
+#define RS_API_KEYSET_H
+
+#include "utils/array.h"
+
+#include "api/rows.h"
+
+typedef struct RsKeyColumn
+{
+	const char *name;			/* as rs_rows_column() */
+	Oid			type;
+	int32		typmod;
+	const char *greater;		/* the type's own operators, as OPERATOR(schema.name) */
+	const char *equal;
+	ArrayBuildState *values;	/* of the rows seen */
+} RsKeyColumn;
+
+typedef struct RsKeyset
+{
+	int			ncolumns;
+	RsKeyColumn *columns;
+	List	   *numbers;		/* of these columns */
+	MemoryContext context;
+} RsKeyset;
+
+/* An empty set of rows of the table, in the current memory context.  Raises object_not_in_prerequisite_state for a table
+ * without a primary key, and feature_not_supported for one whose key has a column that there are no arrays of. */
+extern RsKeyset *rs_keyset_create(RsRows *rows);
+
+/* Adds a row: an RsRowSeen, the keyset is its argument. */
+extern void rs_keyset_add(void *keyset, TupleTableSlot *row);
+
+/* A text array of the last row's key; NULL if there is none. */
+extern ArrayType *rs_keyset_last(RsKeyset *keyset);
+
+/*
+ * Announces up to "limit" rows that match, from behind that key on ("start", a text array; NULL: from the beginning), in the
+ * order of the key, and adds them to the set.  The selection's where says which match.  Raises what a value that is none raises,
+ * and array_subscript_error for another number of values.
+ */
+extern int64 rs_keyset_announce(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
+								ArrayType *start, int64 limit);
+
+/* For a command about the rows in the set: a condition, and the parameters in it. */
+extern char *rs_keyset_condition(RsKeyset *keyset);
+extern void rs_keyset_parameters(RsKeyset *keyset, Oid **types, Datum **values);
+
+#endif							/* RS_API_KEYSET_H */
