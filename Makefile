@@ -17,9 +17,9 @@ OBJS = \
 	src/api/looking.o src/api/progress.o src/api/rows.o src/api/running.o \
 	src/api/streams.o src/api/target.o src/api/workers.o \
 	src/capture/announced.o src/capture/attached.o src/capture/compile.o \
-	src/capture/function.o src/capture/payload.o src/capture/plan.o \
-	src/capture/row.o src/capture/shard.o src/capture/trigger.o \
-	src/capture/truncate.o \
+	src/capture/function.o src/capture/guard.o src/capture/payload.o \
+	src/capture/plan.o src/capture/row.o src/capture/shard.o \
+	src/capture/trigger.o src/capture/truncate.o \
 	src/transaction/announce.o src/transaction/log.o src/transaction/stream.o \
 	src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \

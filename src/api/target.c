@@ -101,6 +101,6 @@ rs_api_check_not_taken(Relation relation, List *names)
 					 errmsg("table \"%s.%s\" already announces to stream \"%s\"",
 							get_namespace_name(get_rel_namespace(other->table)),
 							get_rel_name(other->table), stream),
-					 errhint("Name the stream of this one: redstream.attach(..., stream => '...'). The same name for both tables is allowed then.")));
+					 errhint("Name the stream: redstream.attach(..., stream => '...'). The same name for both tables is allowed then.")));
 	}
 }

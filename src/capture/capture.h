@@ -140,9 +140,7 @@ extern RsAnnounced *rs_capture_begin_announced(void);
 extern void rs_capture_note_announced(Oid table, ItemPointer row);
 extern void rs_capture_end_announced(RsAnnounced *outer);
 
-/* ---- TRUNCATE -------------------------------------------------------------------------------- */
-
-/* Installs the hook for TRUNCATE of partitions; from _PG_init while preloading. */
+/* Installs the hooks: TRUNCATE of partitions, CREATE TRIGGER; from _PG_init while preloading. */
 extern void rs_capture_init(void);
 
 #endif							/* RS_CAPTURE_H */

@@ -130,7 +130,15 @@ extern void rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message
 /* Has bulk() announced this version of a row? */
 extern bool rs_announced(Relation relation, ItemPointer row);
 
+/* ---- guard.c ---- */
+
+/* Installs the hook for CREATE TRIGGER. */
+extern void rs_guard_init(void);
+
 /* ---- truncate.c ---- */
+
+/* Installs the hook for TRUNCATE of partitions. */
+extern void rs_truncate_init(void);
 
 /* Announces the rows of a table that is about to be truncated, of partitions those of all of them. */
 extern void rs_truncate_announce(Relation relation);

@@ -176,3 +176,10 @@ redstream_capture(PG_FUNCTION_ARGS)
 		record_change(trigger);
 	return PointerGetDatum(NULL);
 }
+
+void
+rs_capture_init(void)
+{
+	rs_guard_init();
+	rs_truncate_init();
+}

@@ -244,7 +244,7 @@ on_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 }
 
 void
-rs_capture_init(void)
+rs_truncate_init(void)
 {
 	previous_utility = ProcessUtility_hook;
 	ProcessUtility_hook = on_utility;

@@ -1,0 +1,79 @@
+/*
+ * guard.c
+ *	  Who may put the trigger function on a table: who may call attach().
+ *
+ * PUBLIC has EXECUTE on the function, because whoever makes a partition of an attached table is asked for it
+ * (trigger.c, CreateTriggerFiringOn).  That is not to be a way to write to any stream: a trigger made by hand, or by a
+ * restored dump, takes the right to attach().
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/namespace.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_trigger.h"
+#include "miscadmin.h"
+#include "nodes/value.h"
+#include "parser/parse_func.h"
+#include "utils/acl.h"
+#include "utils/fmgroids.h"
+#include "utils/snapmgr.h"
+
+#include "capture/plan.h"
+
+static object_access_hook_type previous_object_access;
+
+/* Has the trigger, made by the running command, our function, and is it no partition's copy of one? */
+static bool
+is_ours(Oid id)
+{
+	Oid			capture = rs_capture_function();
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		ours = false;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, SnapshotSelf, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
+
+		ours = OidIsValid(capture) && form->tgfoid == capture && !OidIsValid(form->tgparentid);
+	}
+	systable_endscan(scan);
+	table_close(triggers, AccessShareLock);
+	return ours;
+}
+
+static void
+check_may_attach(void)
+{
+	Oid			attach = LookupFuncName(list_make2(makeString("redstream"), makeString("attach")),
+										-1, NULL, false);
+	AclResult	result = pg_proc_aclcheck(attach, GetUserId(), ACL_EXECUTE);
+
+	if (result != ACLCHECK_OK)
+		aclcheck_error(result, OBJECT_FUNCTION, "redstream.attach");
+}
+
+static void
+on_object_access(ObjectAccessType access, Oid class, Oid object, int sub_id, void *argument)
+{
+	if (previous_object_access)
+		previous_object_access(access, class, object, sub_id, argument);
+	if (access == OAT_POST_CREATE && class == TriggerRelationId && is_ours(object))
+		check_may_attach();
+}
+
+void
+rs_guard_init(void)
+{
+	previous_object_access = object_access_hook;
+	object_access_hook = on_object_access;
+}
