@@ -184,9 +184,16 @@ create_triggers(Relation relation, Oid capture, const RsAttachOptions *options)
 						 triggers[i].name, triggers[i].event, table,
 						 when != NULL ? "ROW" : "STATEMENT", when != NULL ? when : "",
 						 function, options->arguments.data));
-		if (options->replica)
-			execute(psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s", table, triggers[i].name));
 	}
+}
+
+/* The triggers fire for what logical replication applies, too. */
+static char *
+always_command(Relation relation)
+{
+	return psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER redstream_insert, ENABLE ALWAYS TRIGGER redstream_update, "
+					"ENABLE ALWAYS TRIGGER redstream_delete, ENABLE ALWAYS TRIGGER redstream_truncate",
+					qualified_name(relation));
 }
 
 /* ---- attach and detach ------------------------------------------------------------------ */
@@ -197,6 +204,7 @@ redstream_attach(PG_FUNCTION_ARGS)
 	Oid			capture = rs_capture_function();
 	Relation	relation;
 	RsAttachOptions options;
+	char	   *always;
 
 	rs_api_check_nulls(fcinfo, 1, (const char *const[]) {"target"});
 	relation = open_own_table(PG_GETARG_OID(0));
@@ -207,9 +215,12 @@ redstream_attach(PG_FUNCTION_ARGS)
 	SPI_connect();
 	drop_triggers(relation, capture);
 	create_triggers(relation, capture, &options);
-	SPI_finish();
+	always = always_command(relation);
 	warn_of_children(relation);
 	relation_close(relation, NoLock);
+	if (options.replica)
+		execute(always);		/* not while it is open here (CheckTableNotInUse) */
+	SPI_finish();
 	PG_RETURN_VOID();
 }
 
