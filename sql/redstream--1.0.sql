@@ -316,7 +316,7 @@ COMMENT ON COLUMN redstream.stats.last_error IS 'What Redis or the connection la
 COMMENT ON COLUMN redstream.stats.last_error_at IS 'When that was.';
 COMMENT ON COLUMN redstream.stats.delay_bytes IS 'Bytes of delay messages that Redis has not acknowledged.';
 COMMENT ON COLUMN redstream.stats.main_bytes IS 'Bytes of main messages that Redis has not acknowledged or whose transaction is committing.';
-COMMENT ON COLUMN redstream.stats.captured IS 'Messages made of row changes, those of rolled-back transactions included.';
+COMMENT ON COLUMN redstream.stats.captured IS 'Messages of transactions, those of rolled-back ones included.';
 COMMENT ON COLUMN redstream.stats.delayed IS 'Delay messages that Redis acknowledged.';
 COMMENT ON COLUMN redstream.stats.sent IS 'Messages of both kinds written to Redis, each time they were.';
 COMMENT ON COLUMN redstream.stats.acknowledged IS 'Main messages that Redis acknowledged.';
@@ -364,8 +364,7 @@ COMMENT ON FUNCTION redstream.announce_extension() IS
 -- ---- privileges ------------------------------------------------------------------
 
 REVOKE ALL ON ALL ROUTINES IN SCHEMA redstream FROM PUBLIC;
--- Whoever makes a partition of an attached table is asked for it. To name the
--- function in a trigger of one's own takes USAGE on the schema.
+-- Whoever makes a partition of an attached table is asked for it. A trigger of one's own takes the right to attach().
 GRANT EXECUTE ON FUNCTION redstream.capture() TO PUBLIC;
 GRANT USAGE ON SCHEMA redstream TO pg_monitor;
 GRANT SELECT ON redstream.attachments, redstream.streams, redstream.consumers, redstream.stats,

@@ -11,7 +11,7 @@
 /* In the order of the columns of redstream.stats; names are in stats.c. */
 typedef enum RsCounter
 {
-	RS_COUNT_CAPTURED,			/* messages made of row changes, rolled back or not */
+	RS_COUNT_CAPTURED,			/* messages of transactions, rolled back or not */
 	RS_COUNT_DELAYED,			/* delay messages Redis acknowledged */
 	RS_COUNT_SENT,				/* messages written to Redis, each time counted */
 	RS_COUNT_ACKNOWLEDGED,		/* main messages Redis acknowledged */
