@@ -413,13 +413,16 @@ do_batches(Run *run)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "redstream batch",
 												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old;
 	Batch		batch;
 
 	for (;;)
 	{
 		do_batch(run, context, &batch);
+		old = MemoryContextSwitchTo(context);
 		if (batch.last != NULL)
 			report(run, &batch);
+		MemoryContextSwitchTo(old);
 		if (batch.rows < run->batch_size)
 			break;
 		if (run->pause > 0)
@@ -456,6 +459,8 @@ check_call(FunctionCallInfo fcinfo, const char *procedure)
 				 errmsg("%s() cannot run inside a transaction block", procedure),
 				 errdetail("Each of its batches is a transaction of its own."),
 				 errhint("Inside of one use redstream.bulk() or redstream.enqueue().")));
+	PreventCommandDuringRecovery(procedure);
+	rs_transaction_check_preloaded();
 }
 
 /* The arguments from "matching" on are the same for both. */
@@ -464,6 +469,7 @@ call(FunctionCallInfo fcinfo, const char *procedure, const char *assignments, in
 {
 	Run			run = {.procedure = procedure,.assignments = assignments};
 
+	check_call(fcinfo, procedure);
 	run.table = PG_GETARG_OID(0);
 	run.matching = text_to_cstring(PG_GETARG_TEXT_PP(first));
 	run.batch_size = PG_GETARG_INT32(first + 1);
@@ -472,7 +478,6 @@ call(FunctionCallInfo fcinfo, const char *procedure, const char *assignments, in
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("batch_size must be at least 1")));
-	rs_transaction_check_preloaded();
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	run.context = AllocSetContextCreate(CurrentMemoryContext, "redstream last key",
@@ -497,7 +502,6 @@ redstream_bulk_update(PG_FUNCTION_ARGS)
 {
 	const char *const names[] = {"target", "assignments", "matching", "batch_size", "pause"};
 
-	check_call(fcinfo, "redstream.bulk_update");
 	rs_api_check_nulls(fcinfo, lengthof(names), names);
 	call(fcinfo, "redstream.bulk_update", text_to_cstring(PG_GETARG_TEXT_PP(1)), 2);
 	PG_RETURN_VOID();
@@ -508,7 +512,6 @@ redstream_bulk_enqueue(PG_FUNCTION_ARGS)
 {
 	const char *const names[] = {"target", "matching", "batch_size", "pause"};
 
-	check_call(fcinfo, "redstream.bulk_enqueue");
 	rs_api_check_nulls(fcinfo, lengthof(names), names);
 	call(fcinfo, "redstream.bulk_enqueue", NULL, 1);
 	PG_RETURN_VOID();

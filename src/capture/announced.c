@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/pg_am.h"
 #include "common/hashfn.h"
 #include "storage/itemptr.h"
 #include "utils/memutils.h"
@@ -86,9 +87,8 @@ rs_capture_note_announced(Oid table, ItemPointer row)
 	BulkPage	   *page = pages_lookup(announced->pages, key);
 	bool		found;
 
-	/* Other table access methods may have more lines. */
 	if (line_of(row) >= MaxHeapTuplesPerPage)
-		return;
+		return;					/* no heap */
 	if (page == NULL)
 	{
 		if (announced->pages->members * sizeof(BulkPage) >= limit)
@@ -104,7 +104,9 @@ rs_announced(Relation relation, ItemPointer row)
 {
 	BulkPage	   *page;
 
-	if (announced == NULL || !ItemPointerIsValid(row) || line_of(row) >= MaxHeapTuplesPerPage)
+	/* What the place of a row of a foreign table means is not known. */
+	if (announced == NULL || relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		line_of(row) >= MaxHeapTuplesPerPage)
 		return false;
 	page = pages_lookup(announced->pages, page_key(RelationGetRelid(relation), row));
 	return page != NULL && (page->lines[line_of(row) / BITS] >> line_of(row) % BITS & 1) != 0;
