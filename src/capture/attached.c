@@ -13,18 +13,19 @@
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "mb/pg_wchar.h"
 #include "nodes/readfuncs.h"
 #include "nodes/value.h"
-#include "parser/parse_func.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "capture/capture.h"
 #include "capture/plan.h"
@@ -327,10 +328,13 @@ rs_capture_streams(Oid capture)
 	return streams;
 }
 
+/* Not by LookupFuncName(), which asks whether the user may use the schema: who writes to a table need not. */
 Oid
 rs_capture_function(void)
 {
 	if (!OidIsValid(get_extension_oid("redstream", true)))
 		return InvalidOid;
-	return LookupFuncName(list_make2(makeString("redstream"), makeString("capture")), 0, NULL, true);
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum("capture"),
+						   PointerGetDatum(buildoidvector(NULL, 0)),
+						   ObjectIdGetDatum(get_namespace_oid("redstream", true)));
 }

@@ -6,22 +6,24 @@
  * committed versions and our own, whatever snapshot the transaction has: TRUNCATE removes them all.  They are read here and
  * not by a query, because who truncates may have no right to read, and row level security may hide rows.
  *
- * PostgreSQL does not give statement triggers to partitions.  A TRUNCATE that reaches a partition and not the table that was
- * attached is therefore met by a hook before it: it finds the tables as ExecuteTruncate() (tablecmds.c) is going to
- * find them, locks them in that order and with the same check of rights, and announces their rows.  The hook locks nothing
- * unless there is such a partition.
+ * PostgreSQL does not give statement triggers to partitions.  Every TRUNCATE is therefore met by a hook before it: it finds
+ * the tables as ExecuteTruncate() (tablecmds.c) is going to find them, locks them in that order and with the same checks, and
+ * announces the rows of partitions whose attached table is not among them.  It locks before it looks, since what is attached,
+ * and what is a partition, may change while it waits.
  */
 #include "postgres.h"
 
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/catalog.h"
 #include "catalog/heap.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
+#include "foreign/fdwapi.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "storage/lmgr.h"
@@ -30,6 +32,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "capture/plan.h"
 #include "settings.h"
@@ -85,23 +88,32 @@ announce_table(Relation relation)
 	FreeExecutorState(estate);
 }
 
+/* The rows of one table; a partitioned one has none. */
+static void
+announce_one(Relation relation)
+{
+	if (relation->rd_rel->relkind == RELKIND_RELATION)
+		announce_table(relation);
+	else if (relation->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+		refuse_foreign(relation);
+}
+
+/* Children by inheritance have triggers of their own, or none. */
 void
 rs_truncate_announce(Relation relation)
 {
 	ListCell   *cell;
 
+	if (relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+	{
+		announce_one(relation);
+		return;
+	}
 	foreach(cell, find_all_inheritors(RelationGetRelid(relation), NoLock, NULL))
 	{
-		Relation	part;
+		Relation	part = table_open(lfirst_oid(cell), NoLock);	/* TRUNCATE has locked it */
 
-		if (relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE &&
-			lfirst_oid(cell) != RelationGetRelid(relation))
-			continue;			/* a child by inheritance has triggers of its own, or none */
-		part = table_open(lfirst_oid(cell), NoLock);	/* TRUNCATE has locked it */
-		if (part->rd_rel->relkind == RELKIND_RELATION)
-			announce_table(part);
-		else if (part->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
-			refuse_foreign(part);
+		announce_one(part);
 		table_close(part, NoLock);
 	}
 }
@@ -118,16 +130,39 @@ check_right(Oid table)
 		aclcheck_error(result, get_relkind_objtype(get_rel_relkind(table)), get_rel_name(table));
 }
 
+/* As truncate_check_rel(). */
+static void
+check_kind(Oid table)
+{
+	char		kind = get_rel_relkind(table);
+
+	if (kind == RELKIND_FOREIGN_TABLE && GetFdwRoutineByRelId(table)->ExecForeignTruncate == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot truncate foreign table \"%s\"", get_rel_name(table))));
+	if (kind != RELKIND_FOREIGN_TABLE && kind != RELKIND_RELATION && kind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("\"%s\" is not a table", get_rel_name(table))));
+	if (IsCatalogRelationOid(table) && !allowSystemTableMods)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied: \"%s\" is a system catalog", get_rel_name(table))));
+}
+
+/* Before the table is locked.  It may be gone already: then it is looked up again. */
 static void
 check_named(const RangeVar *name, Oid table, Oid old_table, void *argument)
 {
-	if (OidIsValid(table))
-		check_right(table);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(table)))
+		return;
+	check_kind(table);
+	check_right(table);
 }
 
-/* What the tables' foreign keys add to a TRUNCATE with CASCADE. */
+/* Locks what the tables' foreign keys add to a TRUNCATE with CASCADE. */
 static List *
-add_referencing(List *tables, bool lock)
+lock_referencing(List *tables)
 {
 	List	   *more;
 
@@ -136,38 +171,39 @@ add_referencing(List *tables, bool lock)
 		ListCell   *cell;
 
 		foreach(cell, more)
-			if (lock)
-			{
-				LockRelationOid(lfirst_oid(cell), AccessExclusiveLock);
-				check_right(lfirst_oid(cell));
-			}
+		{
+			LockRelationOid(lfirst_oid(cell), AccessExclusiveLock);
+			check_right(lfirst_oid(cell));
+		}
 		tables = list_concat(tables, more);
 	}
 	return tables;
 }
 
-/* The tables that the command is going to empty; with "lock" they are locked, once the caller's rights are clear. */
+/*
+ * Locks the tables that the command is going to empty.  Its names are qualified: they are looked up once more, and
+ * somebody may have made a table by now that comes before ours in search_path.
+ */
 static List *
-find_tables(const TruncateStmt *command, bool lock)
+lock_tables(TruncateStmt *command)
 {
-	LOCKMODE	mode = lock ? AccessExclusiveLock : NoLock;
 	List	   *tables = NIL;
 	ListCell   *cell;
 
 	foreach(cell, command->relations)
 	{
 		RangeVar   *name = lfirst_node(RangeVar, cell);
-		Oid			table = RangeVarGetRelidExtended(name, mode, lock ? 0 : RVR_MISSING_OK,
-													 lock ? check_named : NULL, NULL);
+		Oid			table = RangeVarGetRelidExtended(name, AccessExclusiveLock, 0, check_named, NULL);
 
-		if (!OidIsValid(table))
-			continue;			/* the command will say so */
+		name->schemaname = get_namespace_name(get_rel_namespace(table));
 		if (name->inh)
-			tables = list_concat_unique_oid(tables, find_all_inheritors(table, mode, NULL));
+			tables = list_concat_unique_oid(tables, find_all_inheritors(table, AccessExclusiveLock, NULL));
+		else if (get_rel_relkind(table) == RELKIND_PARTITIONED_TABLE)
+			return NIL;			/* ONLY: the command says that this cannot be */
 		else
 			tables = list_append_unique_oid(tables, table);
 	}
-	return command->behavior == DROP_CASCADE ? add_referencing(tables, lock) : tables;
+	return command->behavior == DROP_CASCADE ? lock_referencing(tables) : tables;
 }
 
 /* Would a trigger of the table fire in this session? (trigger.c, TriggerEnabled) */
@@ -182,53 +218,38 @@ fires(const Trigger *trigger)
 
 /* Is it a partition of an attached table that is not truncated with it? */
 static bool
-is_alone(Oid table, List *tables)
+is_alone(Relation relation, List *tables)
 {
-	Relation	relation = get_rel_relispartition(table) ? try_table_open(table, NoLock) : NULL;
-	const Trigger *trigger;
-	bool		alone;
+	const Trigger *trigger = rs_trigger_of(relation);
 
-	if (relation == NULL)
-		return false;
-	trigger = rs_trigger_of(relation);
-	alone = trigger != NULL && trigger->tgisclone && fires(trigger) &&
+	return trigger != NULL && trigger->tgisclone && fires(trigger) &&
 		!list_member_oid(tables, rs_attached_table(trigger));
-	table_close(relation, NoLock);
-	return alone;
-}
-
-static bool
-any_alone(List *tables)
-{
-	ListCell   *cell;
-
-	foreach(cell, tables)
-		if (is_alone(lfirst_oid(cell), tables))
-			return true;
-	return false;
 }
 
 static void
-announce_alone(const TruncateStmt *command)
+announce_alone(List *tables)
 {
-	List	   *tables;
 	ListCell   *cell;
 
-	if (!any_alone(find_tables(command, false)))
-		return;
-	tables = find_tables(command, true);
 	foreach(cell, tables)
 	{
 		Relation	relation;
 
-		if (!is_alone(lfirst_oid(cell), tables))
+		if (!get_rel_relispartition(lfirst_oid(cell)))
 			continue;
 		relation = table_open(lfirst_oid(cell), NoLock);
-		/* a partition that is partitioned itself: its own partitions are in the list */
-		if (relation->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-			rs_truncate_announce(relation);
+		/* the partitions of a partition are in the list */
+		if (is_alone(relation, tables))
+			announce_one(relation);
 		table_close(relation, NoLock);
 	}
+}
+
+/* Will the command get to its tables? */
+static bool
+is_allowed(void)
+{
+	return !XactReadOnly && !IsInParallelMode() && !IsBinaryUpgrade;
 }
 
 static void
@@ -236,9 +257,12 @@ on_utility(PlannedStmt *statement, const char *query, bool read_only_tree,
 		   ProcessUtilityContext context, ParamListInfo parameters, QueryEnvironment *environment,
 		   DestReceiver *receiver, QueryCompletion *completion)
 {
-	if (IsA(statement->utilityStmt, TruncateStmt) && rs_enabled && !XactReadOnly &&
+	if (IsA(statement->utilityStmt, TruncateStmt) && rs_enabled && is_allowed() &&
 		OidIsValid(rs_capture_function()))
-		announce_alone((TruncateStmt *) statement->utilityStmt);
+	{
+		statement = copyObject(statement);
+		announce_alone(lock_tables((TruncateStmt *) statement->utilityStmt));
+	}
 	(previous_utility ? previous_utility : standard_ProcessUtility)
 		(statement, query, read_only_tree, context, parameters, environment, receiver, completion);
 }
