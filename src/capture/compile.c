@@ -25,6 +25,15 @@ compare_int(const ListCell *a, const ListCell *b)
 	return lfirst_int(a) - lfirst_int(b);
 }
 
+/* The table at the top of a partition's tree; the table itself while it is being detached concurrently. */
+static Oid
+find_root(Oid table)
+{
+	List	   *ancestors = get_rel_relispartition(table) ? get_partition_ancestors(table) : NIL;
+
+	return ancestors != NIL ? llast_oid(ancestors) : table;
+}
+
 /* A partition may have its columns in another order than the root table, but
  * announces them in the root's. */
 List *
@@ -33,14 +42,12 @@ rs_capture_primary_key(Relation relation)
 	Oid			table = RelationGetRelid(relation);
 	Oid			constraint;
 	Bitmapset  *key = get_primary_key_attnos(table, true, &constraint);
-	Oid			root = table;
+	Oid			root = find_root(table);
 	List	   *root_numbers = NIL;
 	List	   *numbers = NIL;
 	ListCell   *cell;
 	int			member = -1;
 
-	if (relation->rd_rel->relispartition)
-		root = llast_oid(get_partition_ancestors(table));
 	while ((member = bms_next_member(key, member)) >= 0)
 	{
 		AttrNumber	number = member + FirstLowInvalidHeapAttributeNumber;

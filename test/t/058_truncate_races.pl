@@ -200,6 +200,26 @@ is(join(' ', sort { $a <=> $b } map { $_->[1]{payload} =~ /:(\d+)/ } take($redis
 	$node->safe_psql('postgres', q{SELECT string_agg(n::text, ' ' ORDER BY n) FROM written}), 'each row was announced once');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM root'), 0, 'and none is left');
 
+# ---- being detached ---------------------------------------------------------------------------------
+
+# DETACH CONCURRENTLY that was broken off leaves a partition that is one no more, with triggers.
+make();
+$holder->query('BEGIN; SELECT * FROM root');
+$session->send('ALTER TABLE root DETACH PARTITION leaf CONCURRENTLY');
+wait_for_lock($session);
+$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . $session->pid . ')');
+like($session->result, qr/canceling statement/, 'DETACH CONCURRENTLY is broken off');
+$holder->query('COMMIT');
+is($session->query('SELECT count(*) FROM root; INSERT INTO leaf VALUES (3)'), 1, 'the partition can be written to');
+is($session->query('TRUNCATE root'), '', 'it is no part of the root any more');
+is(arrived(), 'root:11 root:3', 'and yet announced');
+is($session->query('TRUNCATE leaf'), '', 'a TRUNCATE of it');
+is(arrived(), 'root:1 root:2 root:3', 'and that is, too');
+$session->query('INSERT INTO leaf VALUES (4); ALTER TABLE root DETACH PARTITION leaf FINALIZE');
+arrived();
+$session->query('INSERT INTO leaf VALUES (5); TRUNCATE leaf');
+is(arrived(), '', 'until it is detached');
+
 is(join("\n", crashes($node, 0)), '', 'no crash');
 $_->close foreach $session, $holder, $silent, @writers;
 $node->stop;
