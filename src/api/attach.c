@@ -111,11 +111,17 @@ warn_of_children(Relation relation)
 
 /* ---- triggers --------------------------------------------------------------------------- */
 
+/* Runs commands on a table, which is not to be open here: some of them refuse to otherwise. */
 static void
-execute(const char *command)
+execute(List *commands)
 {
-	if (SPI_execute(command, false, 0) != SPI_OK_UTILITY)
-		elog(ERROR, "could not execute \"%s\"", command);
+	ListCell   *cell;
+
+	SPI_connect();
+	foreach(cell, commands)
+		if (SPI_execute(lfirst(cell), false, 0) != SPI_OK_UTILITY)
+			elog(ERROR, "could not execute \"%s\"", (char *) lfirst(cell));
+	SPI_finish();
 }
 
 static char *
@@ -125,21 +131,20 @@ qualified_name(Relation relation)
 									  RelationGetRelationName(relation));
 }
 
-/* Drops the table's own triggers of the function; returns how many there were. */
-static int
-drop_triggers(Relation relation, Oid capture)
+/* Commands that drop the table's own triggers of the function. */
+static List *
+drop_commands(Relation relation, Oid capture)
 {
 	TriggerDesc *triggers = relation->trigdesc;
-	List	   *names = NIL;
-	ListCell   *cell;
+	List	   *commands = NIL;
 
 	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
 		if (triggers->triggers[i].tgfoid == capture && !triggers->triggers[i].tgisclone)
-			names = lappend(names, pstrdup(triggers->triggers[i].tgname));
-	foreach(cell, names)
-		execute(psprintf("DROP TRIGGER %s ON %s", quote_identifier(lfirst(cell)),
-						 qualified_name(relation)));
-	return list_length(names);
+			commands = lappend(commands,
+							   psprintf("DROP TRIGGER %s ON %s",
+										quote_identifier(triggers->triggers[i].tgname),
+										qualified_name(relation)));
+	return commands;
 }
 
 /* "WHEN (...)": the condition for the old row, the new one, or either. */
@@ -158,8 +163,9 @@ when_clause(Relation relation, Node *condition, bool old, bool new)
 	return psprintf("WHEN (%s)", old ? of_old : of_new);
 }
 
-static void
-create_triggers(Relation relation, Oid capture, const RsAttachOptions *options)
+/* Commands that create those of an attachment. */
+static List *
+create_commands(Relation relation, Oid capture, const RsAttachOptions *options)
 {
 	const struct
 	{
@@ -175,25 +181,23 @@ create_triggers(Relation relation, Oid capture, const RsAttachOptions *options)
 	char	   *table = qualified_name(relation);
 	char	   *function = quote_qualified_identifier(get_namespace_name(get_func_namespace(capture)),
 													  "capture");
+	List	   *commands = NIL;
 
 	for (int i = 0; i < (int) lengthof(triggers); i++)
 	{
 		const char *when = triggers[i].when;
 
-		execute(psprintf("CREATE TRIGGER %s %s ON %s FOR EACH %s %s EXECUTE FUNCTION %s(%s)",
-						 triggers[i].name, triggers[i].event, table,
-						 when != NULL ? "ROW" : "STATEMENT", when != NULL ? when : "",
-						 function, options->arguments.data));
+		commands = lappend(commands,
+						   psprintf("CREATE TRIGGER %s %s ON %s FOR EACH %s %s EXECUTE FUNCTION %s(%s)",
+									triggers[i].name, triggers[i].event, table,
+									when != NULL ? "ROW" : "STATEMENT", when != NULL ? when : "",
+									function, options->arguments.data));
+		if (options->replica)
+			commands = lappend(commands,
+							   psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER %s",
+										table, triggers[i].name));
 	}
-}
-
-/* The triggers fire for what logical replication applies, too. */
-static char *
-always_command(Relation relation)
-{
-	return psprintf("ALTER TABLE %s ENABLE ALWAYS TRIGGER redstream_insert, ENABLE ALWAYS TRIGGER redstream_update, "
-					"ENABLE ALWAYS TRIGGER redstream_delete, ENABLE ALWAYS TRIGGER redstream_truncate",
-					qualified_name(relation));
+	return commands;
 }
 
 /* ---- attach and detach ------------------------------------------------------------------ */
@@ -204,23 +208,18 @@ redstream_attach(PG_FUNCTION_ARGS)
 	Oid			capture = rs_capture_function();
 	Relation	relation;
 	RsAttachOptions options;
-	char	   *always;
+	List	   *commands;
 
 	rs_api_check_nulls(fcinfo, 1, (const char *const[]) {"target"});
 	relation = open_own_table(PG_GETARG_OID(0));
 	rs_api_check_table(relation, "attach");
 	check_partitions(relation, capture);
 	rs_api_read_options(fcinfo, relation, &options);
-
-	SPI_connect();
-	drop_triggers(relation, capture);
-	create_triggers(relation, capture, &options);
-	always = always_command(relation);
+	commands = list_concat(drop_commands(relation, capture),
+						   create_commands(relation, capture, &options));
 	warn_of_children(relation);
 	relation_close(relation, NoLock);
-	if (options.replica)
-		execute(always);		/* not while it is open here (CheckTableNotInUse) */
-	SPI_finish();
+	execute(commands);
 	PG_RETURN_VOID();
 }
 
@@ -229,11 +228,9 @@ redstream_detach(PG_FUNCTION_ARGS)
 {
 	Oid			capture = rs_capture_function();
 	Relation	relation = open_own_table(PG_GETARG_OID(0));
-	int			dropped;
+	List	   *commands = drop_commands(relation, capture);
 
-	SPI_connect();
-	dropped = drop_triggers(relation, capture);
-	SPI_finish();
 	relation_close(relation, NoLock);
-	PG_RETURN_BOOL(dropped > 0);
+	execute(commands);
+	PG_RETURN_BOOL(commands != NIL);
 }

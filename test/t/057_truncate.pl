@@ -291,6 +291,13 @@ announces('redstream.enabled = off', q{
 	SET redstream.enabled = off; TRUNCATE solo, part_a; RESET redstream.enabled; TRUNCATE part_b}, 'part:b1');
 announces('session_replication_role = replica', q{
 	SET session_replication_role = replica; TRUNCATE solo, part_a; RESET session_replication_role}, '');
+announces('... and attached for it', q{
+	SELECT redstream.attach('solo', replica => true), redstream.attach('part', replica => true);
+	SET session_replication_role = replica;
+	TRUNCATE solo, part_a;
+	TRUNCATE part;
+	RESET session_replication_role;
+	SELECT redstream.attach('solo'), redstream.attach('part')}, "$everything solo:1 solo:2 solo:3");
 
 # ---- what is announced of a row -----------------------------------------------------------------------------------
 
