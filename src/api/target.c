@@ -4,7 +4,7 @@
  */
 #include "postgres.h"
 
-#include "catalog/catalog.h"
+#include "access/transam.h"
 #include "catalog/pg_class.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -38,7 +38,8 @@ rs_api_check_table(Relation relation, const char *verb)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("cannot %s \"%s\": it is a temporary table", verb, name)));
-	if (IsCatalogRelation(relation) || RelationGetNamespace(relation) == schema)
+	/* what initdb made: catalogs, and tables of information_schema */
+	if (RelationGetRelid(relation) < FirstNormalObjectId || RelationGetNamespace(relation) == schema)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 				 errmsg("cannot %s \"%s\": it is a system table or redstream's own", verb, name)));
