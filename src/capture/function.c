@@ -9,26 +9,42 @@
 
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
-#include "parser/parse_func.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/regproc.h"
+#include "utils/syscache.h"
 #include "utils/varlena.h"
 
 #include "capture/plan.h"
 #include "transaction/transaction.h"
 
+/* Not by LookupFuncName(), which asks whether the user may use the schema. */
+static Oid
+look_up(const char *name, Oid argument)
+{
+	char	   *schema;
+	char	   *function;
+
+	DeconstructQualifiedName(stringToQualifiedNameList(name), &schema, &function);
+	if (schema == NULL)
+		return InvalidOid;
+	return GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid, CStringGetDatum(function),
+						   PointerGetDatum(buildoidvector(&argument, 1)),
+						   ObjectIdGetDatum(get_namespace_oid(schema, true)));
+}
+
 static Oid
 find(const char *name, Oid table, Oid owner)
 {
 	Oid			row_type = get_rel_type_id(table);
-	Oid			function = LookupFuncName(stringToQualifiedNameList(name), 1, &row_type, true);
+	Oid			function = look_up(name, row_type);
 	Oid			result = OidIsValid(function) ? get_func_rettype(function) : InvalidOid;
 
 	if (!OidIsValid(function))

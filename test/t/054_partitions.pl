@@ -144,6 +144,15 @@ arrives('a payload function', q{
 	UPDATE part SET region = 'x', n = 1 WHERE region = 'c' AND id = 20;
 	UPDATE part_a SET n = 2 WHERE id = 20;
 	DELETE FROM part WHERE id = 20}, 'a200 c200 c200 x201 a200 a202 a202 x201');
+arrives('a payload function in a schema that the writer may not use', q{
+	CREATE SCHEMA hidden;
+	GRANT ALL ON part TO writer;
+	ALTER FUNCTION row_of SET SCHEMA hidden;
+	SELECT redstream.attach('part', payload_function => 'hidden.row_of');
+	SET ROLE writer;
+	INSERT INTO part VALUES ('c', 21, 0);
+	DELETE FROM part WHERE id = 21;
+	RESET ROLE}, 'c210 c210');
 @streams = qw(part-0 part-1);
 $session->query(q{SELECT redstream.attach('part', shards => 2)});
 arrives('shards: a row moves from one to the other', q{
