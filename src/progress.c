@@ -7,6 +7,7 @@
 #include "postgres.h"
 
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "storage/spin.h"
@@ -40,18 +41,37 @@ rs_progress_shmem_init(void)
 		SpinLockInit(&lines[i].mutex);
 }
 
+static void
+clear_at_exit(int code, Datum argument)
+{
+	rs_progress_clear();
+}
+
 void
 rs_progress_set(const RsProgress *progress)
 {
+	static bool registered;
 	Line	   *line;
 
 	if (lines == NULL)
 		return;
+	if (!registered)
+		on_shmem_exit(clear_at_exit, (Datum) 0);
+	registered = true;
 	line = &lines[MyProc->pgprocno];
 	SpinLockAcquire(&line->mutex);
 	line->progress = *progress;
 	line->progress.pid = OidIsValid(progress->table) ? MyProcPid : 0;
 	SpinLockRelease(&line->mutex);
+}
+
+void
+rs_progress_clear(void)
+{
+	RsProgress	nothing;
+
+	memset(&nothing, 0, sizeof(nothing));
+	rs_progress_set(&nothing);
 }
 
 bool

@@ -36,8 +36,10 @@ typedef struct RsProgress
 extern size_t rs_progress_shmem_size(void);
 extern void rs_progress_shmem_init(void);
 
-/* Writes this backend's line; its pid is set here.  All zero: there is nothing to show any more.  Throws nothing. */
+/* Writes this backend's line, whose pid is set here, or empties it; the end of the process empties it, too.  They throw
+ * nothing. */
 extern void rs_progress_set(const RsProgress *progress);
+extern void rs_progress_clear(void);
 
 /* Copies the line with this index, from 0; false behind the last, and when the library was not preloaded. */
 extern bool rs_progress_get(int index, RsProgress *progress);

@@ -27,7 +27,6 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
-#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -373,15 +372,6 @@ add_context(void *argument)
 				   run->procedure, run->progress.done, place_text(run->last));
 }
 
-static void
-clear_progress(int code, Datum argument)
-{
-	RsProgress	nothing;
-
-	memset(&nothing, 0, sizeof(nothing));
-	rs_progress_set(&nothing);
-}
-
 /* One batch, again and again until Redis takes it. */
 static void
 do_batch(Run *run, MemoryContext context, Batch *batch)
@@ -488,12 +478,15 @@ call(FunctionCallInfo fcinfo, const char *procedure, const char *assignments, in
 	run.progress.table = run.table;
 	run.progress.changing = assignments != NULL;
 	run.progress.started = GetCurrentTimestamp();
-	PG_ENSURE_ERROR_CLEANUP(clear_progress, (Datum) 0);
+	PG_TRY();
 	{
 		do_batches(&run);
 	}
-	PG_END_ENSURE_ERROR_CLEANUP(clear_progress, (Datum) 0);
-	clear_progress(0, (Datum) 0);
+	PG_FINALLY();
+	{
+		rs_progress_clear();
+	}
+	PG_END_TRY();
 	SPI_finish();
 }
 
