@@ -61,7 +61,8 @@ typedef struct Run
 	int			batch_size;
 	int64		pause;			/* milliseconds */
 	ArrayType  *last;			/* key of the last row that is done, as texts; NULL: none */
-	MemoryContext context;		/* of last */
+	const char *place;			/* the same as a literal */
+	MemoryContext context;		/* of both */
 	RsProgress	progress;
 } Run;
 
@@ -322,10 +323,16 @@ pause_for(Run *run)
 	}
 }
 
-static char *
-place_text(ArrayType *place)
+/* Takes note of the place to go on from. */
+static void
+set_place(Run *run, ArrayType *last)
 {
-	return quote_literal_cstr(OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(place)));
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+
+	MemoryContextReset(run->context);
+	run->last = DatumGetArrayTypePCopy(PointerGetDatum(last));
+	run->place = quote_literal_cstr(OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(last)));
+	MemoryContextSwitchTo(old);
 }
 
 static double
@@ -339,45 +346,39 @@ static void
 report(Run *run, const Batch *batch)
 {
 	RsProgress *progress = &run->progress;
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	char	   *place;
 
-	MemoryContextReset(run->context);
-	run->last = DatumGetArrayTypePCopy(PointerGetDatum(batch->last));
-	MemoryContextSwitchTo(old);
-	place = place_text(run->last);
 	progress->done += batch->rows;
+	set_place(run, batch->last);
 	if (progress->total == 0)
 		progress->total = (int64) batch->expected;
 	progress->total = Max(progress->total, progress->done);
 	memset(progress->last_key, 0, sizeof(progress->last_key));
-	memcpy(progress->last_key, place, pg_mbcliplen(place, strlen(place), RS_PROGRESS_KEY - 1));
+	memcpy(progress->last_key, run->place,
+		   pg_mbcliplen(run->place, strlen(run->place), RS_PROGRESS_KEY - 1));
 	rs_progress_set(progress);
 	ereport(NOTICE,
 			(errmsg("%s: " INT64_FORMAT " of about " INT64_FORMAT " rows, %.0f rows/s; to go on behind them: start_after => %s",
 					run->procedure, progress->done, progress->total,
-					progress->done / seconds_of(run), place)));
+					progress->done / seconds_of(run), run->place)));
 }
 
 /* ---- the call ------------------------------------------------------------------------------ */
 
-/* Says in every error where to go on. */
+/* Says in every error where to go on.  Called in any state of the transaction: looks nothing up. */
 static void
 add_context(void *argument)
 {
 	Run		   *run = argument;
 
-	if (run->last != NULL)
+	if (run->last != NULL && geterrcode() != ERRCODE_SUCCESSFUL_COMPLETION)
 		errcontext("%s(): " INT64_FORMAT " rows are done; to go on behind them: start_after => %s",
-				   run->procedure, run->progress.done, place_text(run->last));
+				   run->procedure, run->progress.done, run->place);
 }
 
 /* One batch, again and again until Redis takes it. */
 static void
 do_batch(Run *run, MemoryContext context, Batch *batch)
 {
-	ErrorContextCallback callback = {error_context_stack, add_context, run};
-
 	for (;;)
 	{
 		bool		done;
@@ -385,13 +386,11 @@ do_batch(Run *run, MemoryContext context, Batch *batch)
 		wait_for_redis(run);
 		MemoryContextReset(context);
 		memset(batch, 0, sizeof(*batch));
-		error_context_stack = &callback;
 		done = try_batch(run, context, batch);
 		if (done)
 			done = try_commit();
 		else
 			SPI_rollback();
-		error_context_stack = callback.previous;
 		if (done)
 			return;
 		wait_for(WAIT_SLICE);
@@ -403,9 +402,11 @@ do_batches(Run *run)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "redstream batch",
 												  ALLOCSET_DEFAULT_SIZES);
+	ErrorContextCallback callback = {error_context_stack, add_context, run};
 	MemoryContext old;
 	Batch		batch;
 
+	error_context_stack = &callback;
 	for (;;)
 	{
 		do_batch(run, context, &batch);
@@ -418,6 +419,7 @@ do_batches(Run *run)
 		if (run->pause > 0)
 			pause_for(run);
 	}
+	error_context_stack = callback.previous;
 	ereport(NOTICE,
 			(errmsg("%s: done, " INT64_FORMAT " rows in %.1f s", run->procedure,
 					run->progress.done, seconds_of(run))));
@@ -473,7 +475,7 @@ call(FunctionCallInfo fcinfo, const char *procedure, const char *assignments, in
 	run.context = AllocSetContextCreate(CurrentMemoryContext, "redstream last key",
 										ALLOCSET_SMALL_SIZES);
 	if (!PG_ARGISNULL(first + 3))
-		run.last = PG_GETARG_ARRAYTYPE_P_COPY(first + 3);
+		set_place(&run, PG_GETARG_ARRAYTYPE_P(first + 3));
 	run.progress.database = MyDatabaseId;
 	run.progress.table = run.table;
 	run.progress.changing = assignments != NULL;
