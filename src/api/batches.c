@@ -69,8 +69,9 @@ typedef struct Run
 /* What a batch came to. */
 typedef struct Batch
 {
-	int64		rows;
-	ArrayType  *last;			/* NULL: there were none */
+	int64		chosen;			/* rows that were found */
+	int64		rows;			/* of these, the ones that still matched when they were locked */
+	ArrayType  *last;			/* key of the last one that was found; NULL: there were none */
 	double		expected;		/* rows in all; of the first batch only */
 } Batch;
 
@@ -133,18 +134,41 @@ update_rows(RsKeyset *keyset, const char *update)
 		elog(ERROR, "could not update a batch: %s", SPI_result_code_string(result));
 }
 
+/*
+ * Announces the next rows and returns them.  Those that have to be locked are looked for beforehand: somebody may change the
+ * key of one while its lock is waited for, and the place to go on from must not go with it.
+ */
+static RsKeyset *
+announce_rows(Run *run, RsRows *rows, RsSelection *selection, Batch *batch)
+{
+	RsKeyset   *found = rs_keyset_create(rows);
+	RsKeyset   *locked;
+
+	selection->looking = selection->lock[0] != '\0';
+	batch->chosen = batch->rows = rs_keyset_read(found, rows, selection, run->last,
+												 run->batch_size);
+	batch->last = rs_keyset_last(found);
+	if (!selection->looking || batch->chosen == 0)
+		return found;
+	selection->looking = false;
+	locked = rs_keyset_create(rows);
+	batch->rows = rs_keyset_announce(found, rows, selection, locked);
+	return locked;
+}
+
 /* Announces the next rows, waits until Redis has their delay messages, and updates them. */
 static void
-update_batch(Run *run, RsRows *rows, RsKeyset *keyset, RsSelection *selection, Batch *batch)
+update_batch(Run *run, RsRows *rows, RsSelection *selection, Batch *batch)
 {
 	char	   *update = begin_update(rows, run->assignments);
 	RsAnnounced *outer = rs_capture_begin_announced();
+	RsKeyset   *keyset;
 
 	PG_TRY();
 	{
 		selection->changing = true;
 		selection->lock = "FOR NO KEY UPDATE";
-		batch->rows = rs_keyset_announce(keyset, rows, selection, run->last, run->batch_size);
+		keyset = announce_rows(run, rows, selection, batch);
 		rs_transaction_flush();
 		if (batch->rows > 0)
 			update_rows(keyset, update);
@@ -161,23 +185,20 @@ run_batch(Run *run, Batch *batch)
 {
 	RsSelection selection = {.lock = ""};
 	RsRows	   *rows;
-	RsKeyset   *keyset;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	rows = rs_rows_open(run->table);
-	keyset = rs_keyset_create(rows);
 	selection.where = rs_rows_matching(rows, run->matching,
 									   psprintf("condition of %s()", run->procedure));
 	if (run->progress.total == 0)
 		batch->expected = rs_rows_estimate(rows, selection.where);
 	if (run->assignments != NULL)
-		update_batch(run, rows, keyset, &selection, batch);
+		update_batch(run, rows, &selection, batch);
 	else
 	{
 		selection.lock = rs_rows_lock(rows);
-		batch->rows = rs_keyset_announce(keyset, rows, &selection, run->last, run->batch_size);
+		(void) announce_rows(run, rows, &selection, batch);
 	}
-	batch->last = rs_keyset_last(keyset);
 	rs_rows_close(rows);
 	PopActiveSnapshot();
 	rs_transaction_flush();
@@ -414,7 +435,7 @@ do_batches(Run *run)
 		if (batch.last != NULL)
 			report(run, &batch);
 		MemoryContextSwitchTo(old);
-		if (batch.rows < run->batch_size)
+		if (batch.chosen < run->batch_size)
 			break;
 		if (run->pause > 0)
 			pause_for(run);

@@ -169,8 +169,8 @@ behind(RsKeyset *keyset, int same)
 }
 
 int64
-rs_keyset_announce(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
-				   ArrayType *start, int64 limit)
+rs_keyset_read(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
+			   ArrayType *start, int64 limit)
 {
 	RsSelection part = *selection;
 	int64		count = 0;
@@ -229,4 +229,17 @@ rs_keyset_parameters(RsKeyset *keyset, Oid **types, Datum **values)
 		(*values)[i] = makeMdArrayResult(rows, 1, &rows->nelems, &(int) {1}, CurrentMemoryContext,
 										 false);
 	}
+}
+
+int64
+rs_keyset_announce(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
+				   RsKeyset *announced)
+{
+	RsSelection part = *selection;
+
+	part.ordered = true;
+	part.where = psprintf("%s AND %s", selection->where, rs_keyset_condition(keyset));
+	part.nargs = keyset->ncolumns;
+	rs_keyset_parameters(keyset, &part.types, &part.values);
+	return rs_rows_announce(rows, &part, rs_keyset_add, announced);
 }

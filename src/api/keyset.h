@@ -40,12 +40,17 @@ extern void rs_keyset_add(void *keyset, TupleTableSlot *row);
 extern ArrayType *rs_keyset_last(RsKeyset *keyset);
 
 /*
- * Announces up to "limit" rows that match, from behind that key on ("start", a text array; NULL: from the beginning), in the
- * order of the key, and adds them to the set.  The selection's where says which match.  Raises what a value that is none raises,
- * and array_subscript_error for another number of values.
+ * Selects up to "limit" rows from behind that key on ("start", a text array; NULL: from the beginning), in the order of the key,
+ * as rs_rows_announce(), and adds them to the set.  Raises what a value that is none raises, and
+ * array_subscript_error for another number of values.
  */
+extern int64 rs_keyset_read(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
+							ArrayType *start, int64 limit);
+
+/* Announces those of the rows in the set that the selection still finds, in the order of the key, and adds them to the
+ * other set. */
 extern int64 rs_keyset_announce(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
-								ArrayType *start, int64 limit);
+								RsKeyset *announced);
 
 /* For a command about the rows in the set: a condition, and the parameters in it. */
 extern char *rs_keyset_condition(RsKeyset *keyset);

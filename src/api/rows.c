@@ -163,7 +163,8 @@ make_query(RsRows *rows, const RsSelection *selection)
 		append_order(&query, rows);
 	if (selection->limit > 0)
 		appendStringInfo(&query, " LIMIT " INT64_FORMAT, selection->limit);
-	appendStringInfo(&query, " %s", selection->lock);
+	if (!selection->looking)
+		appendStringInfo(&query, " %s", selection->lock);
 	return query.data;
 }
 
@@ -206,7 +207,7 @@ announce_row(RsRows *rows, const RsSelection *selection, HeapTuple tuple, TupleT
 	Datum		announced = SPI_getbinval(tuple, descriptor, 3, &null);
 
 	store_row(rows, tuple, row);
-	if (null || !DatumGetBool(announced))
+	if (selection->looking || null || !DatumGetBool(announced))
 		return;
 	rs_capture_row(rows->captured, row);
 	if (selection->changing)

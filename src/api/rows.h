@@ -34,6 +34,7 @@ typedef struct RsSelection
 	const char *lock;			/* FOR UPDATE and the like; "": none */
 	bool		changing;		/* they are about to be changed: those that the attachment's condition leaves out come, too,
 								 * but are not announced; and the triggers do not announce the others again */
+	bool		looking;		/* they are only read: neither locked nor announced */
 	bool		ordered;		/* by primary key */
 	int64		limit;			/* 0: none */
 	int			nargs;			/* parameters of "where" */
@@ -41,7 +42,7 @@ typedef struct RsSelection
 	Datum	   *values;
 } RsSelection;
 
-/* What is done with each row, after it is announced.  Called in a context that is reset for the next row. */
+/* What is done with each row, after it is announced, if it is.  Called in a context that is reset for the next row. */
 typedef void (*RsRowSeen) (void *argument, TupleTableSlot *row);
 
 /* Opens the table, in the current memory context.  Raises what rs_api_check_table() raises, and
@@ -60,7 +61,7 @@ extern const char *rs_rows_column(RsRows *rows, AttrNumber number);
 extern const char *rs_rows_lock(RsRows *rows);
 
 /*
- * Announces the selected rows and returns how many there were.  "seen" may be NULL.  Raises what the query raises, and what
+ * Announces the selected rows, unless they are only looked at, and returns how many there were.  "seen" may be NULL.  Raises what the query raises, and what
  * rs_capture_row() raises.
  */
 extern int64 rs_rows_announce(RsRows *rows, const RsSelection *selection,
