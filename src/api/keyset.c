@@ -71,6 +71,7 @@ rs_keyset_create(RsRows *rows)
 				 errhint("Add one, or use redstream.enqueue() or redstream.bulk().")));
 	keyset->context = CurrentMemoryContext;
 	keyset->numbers = rows->key;
+	keyset->alias = strcmp(rows->name, "redstream_keys") == 0 ? "redstream_set" : "redstream_keys";
 	keyset->ncolumns = list_length(rows->key);
 	keyset->columns = palloc0(sizeof(RsKeyColumn) * keyset->ncolumns);
 	foreach(cell, rows->key)
@@ -204,13 +205,13 @@ rs_keyset_condition(RsKeyset *keyset)
 	appendStringInfoString(&condition, "EXISTS (SELECT FROM ROWS FROM (");
 	for (int i = 0; i < keyset->ncolumns; i++)
 		appendStringInfo(&condition, "%spg_catalog.unnest($%d)", i > 0 ? ", " : "", i + 1);
-	appendStringInfoString(&condition, ") AS redstream_keys(");
+	appendStringInfo(&condition, ") AS %s(", keyset->alias);
 	for (int i = 0; i < keyset->ncolumns; i++)
 		appendStringInfo(&condition, "%sk%d", i > 0 ? ", " : "", i + 1);
 	appendStringInfoString(&condition, ") WHERE ");
 	for (int i = 0; i < keyset->ncolumns; i++)
-		appendStringInfo(&condition, "%s%s %s redstream_keys.k%d", i > 0 ? " AND " : "",
-						 keyset->columns[i].name, keyset->columns[i].equal, i + 1);
+		appendStringInfo(&condition, "%s%s %s %s.k%d", i > 0 ? " AND " : "",
+						 keyset->columns[i].name, keyset->columns[i].equal, keyset->alias, i + 1);
 	appendStringInfoChar(&condition, ')');
 	return condition.data;
 }

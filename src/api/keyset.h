@@ -26,6 +26,7 @@ typedef struct RsKeyset
 	int			ncolumns;
 	RsKeyColumn *columns;
 	List	   *numbers;		/* of these columns */
+	const char *alias;			/* of the set in a query, which the table has not */
 	MemoryContext context;
 } RsKeyset;
 
