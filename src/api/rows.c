@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "parser/parser.h"
 #include "tcop/tcopprot.h"
+#include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -31,7 +32,7 @@
 #include "api/target.h"
 
 #define FETCH_ROWS 256
-#define FIRST_COLUMN 4			/* of the query's result, after tableoid, ctid and whether it is announced */
+#define FIRST_COLUMN 4			/* of the query's result, after tableoid and ctid, if needed, and whether it is announced */
 
 /* ---- the table ----------------------------------------------------------------------- */
 
@@ -86,6 +87,10 @@ rs_rows_open(Oid table)
 													  RelationGetRelationName(relation)));
 	rows->key = key_in_order(table);
 	rows->columns = rs_capture_row_columns(rows->captured);
+	/* A partition may be attached by itself, to another stream.  And who may only read some columns may not read a
+	 * row's place: his rows are announced twice. */
+	rows->noting = attachment != NULL &&
+		pg_class_aclcheck(table, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
 	return rows;
 }
 
@@ -144,6 +149,13 @@ append_order(StringInfo query, RsRows *rows)
 						 rs_rows_column(rows, lfirst_int(cell)));
 }
 
+/* Are the triggers kept from announcing these rows again? */
+static bool
+noted(RsRows *rows, const RsSelection *selection)
+{
+	return rows->noting && selection->changing && !selection->looking;
+}
+
 static char *
 make_query(RsRows *rows, const RsSelection *selection)
 {
@@ -152,8 +164,11 @@ make_query(RsRows *rows, const RsSelection *selection)
 	int			number = -1;
 
 	initStringInfo(&query);
-	appendStringInfo(&query, "SELECT %s.tableoid, %s.ctid, %s", rows->name, rows->name,
-					 selection->changing ? condition : "true");
+	if (noted(rows, selection))
+		appendStringInfo(&query, "SELECT %s.tableoid, %s.ctid, ", rows->name, rows->name);
+	else
+		appendStringInfoString(&query, "SELECT NULL, NULL, ");
+	appendStringInfoString(&query, selection->changing ? condition : "true");
 	while ((number = bms_next_member(rows->columns, number)) >= 0)
 		appendStringInfo(&query, ", %s", rs_rows_column(rows, number));
 	appendStringInfo(&query, " FROM %s WHERE %s", rows->table, selection->where);
@@ -210,7 +225,7 @@ announce_row(RsRows *rows, const RsSelection *selection, HeapTuple tuple, TupleT
 	if (selection->looking || null || !DatumGetBool(announced))
 		return;
 	rs_capture_row(rows->captured, row);
-	if (selection->changing)
+	if (noted(rows, selection))
 		rs_capture_note_announced(DatumGetObjectId(table), (ItemPointer) DatumGetPointer(place));
 }
 

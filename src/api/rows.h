@@ -25,6 +25,7 @@ typedef struct RsRows
 	const char *name;			/* what columns are qualified with */
 	List	   *key;			/* numbers of the primary key's columns, in the order of its index; or NIL */
 	Bitmapset  *columns;		/* to be read; callers may add to it */
+	bool		noting;			/* its triggers can be kept from announcing the same rows again */
 } RsRows;
 
 /* Which rows, and what becomes of them. */
