@@ -187,7 +187,7 @@ run_batch(Run *run, Batch *batch)
 	RsRows	   *rows;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	rows = rs_rows_open(run->table);
+	rows = rs_rows_open(run->table, run->assignments != NULL);
 	selection.where = rs_rows_matching(rows, run->matching,
 									   psprintf("condition of %s()", run->procedure));
 	if (run->progress.total == 0)

@@ -36,7 +36,7 @@ redstream_enqueue(PG_FUNCTION_ARGS)
 	rs_api_check_nulls(fcinfo, 2, (const char *const[]) {"target", "matching"});
 	PreventCommandDuringRecovery("redstream.enqueue()");
 	SPI_connect();
-	rows = rs_rows_open(PG_GETARG_OID(0));
+	rows = rs_rows_open(PG_GETARG_OID(0), false);
 	selection.where = rs_rows_matching(rows, text_to_cstring(PG_GETARG_TEXT_PP(1)),
 									   "condition of redstream.enqueue()");
 	selection.lock = rs_rows_lock(rows);
@@ -129,12 +129,13 @@ redstream_bulk(PG_FUNCTION_ARGS)
 	int64		count;
 
 	rs_api_check_nulls(fcinfo, 3, (const char *const[]) {"target", "matching", "statement"});
+	PreventCommandDuringRecovery("redstream.bulk()");
 	SPI_connect();
 	statement = text_to_cstring(PG_GETARG_TEXT_PP(2));
 	/* As PostgreSQL itself does, an UPDATE leaves those alone who refer to the row: should it change the key, it will
 	 * take the stronger lock. */
 	selection.lock = IsA(parse_statement(statement), UpdateStmt) ? "FOR NO KEY UPDATE" : "FOR UPDATE";
-	rows = rs_rows_open(PG_GETARG_OID(0));
+	rows = rs_rows_open(PG_GETARG_OID(0), true);
 	selection.where = rs_rows_matching(rows, text_to_cstring(PG_GETARG_TEXT_PP(1)),
 									   "condition of redstream.bulk()");
 	count = announce_and_run(rows, &selection, statement);

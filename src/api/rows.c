@@ -64,9 +64,9 @@ key_in_order(Oid table)
 }
 
 RsRows *
-rs_rows_open(Oid table)
+rs_rows_open(Oid table, bool changing)
 {
-	Relation	relation = try_table_open(table, AccessShareLock);
+	Relation	relation = try_table_open(table, changing ? RowExclusiveLock : AccessShareLock);
 	RsRows	   *rows = palloc0(sizeof(RsRows));
 	RsAttachment *attachment;
 
