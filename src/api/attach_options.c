@@ -4,8 +4,11 @@
  */
 #include "postgres.h"
 
+#include "access/sysattr.h"
+#include "catalog/heap.h"
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
+#include "optimizer/optimizer.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -175,6 +178,37 @@ add_payload(StringInfo arguments, FunctionCallInfo fcinfo, Relation relation)
 				 errhint("Add one, or name the columns that identify a row: redstream.attach(..., payload => ARRAY['...']).")));
 }
 
+/* ---- condition ------------------------------------------------------------------------------ */
+
+/* As in a CHECK constraint: what else a system column says is not the row's. */
+static void
+check_system_columns(Node *condition)
+{
+	Bitmapset  *numbers = NULL;
+
+	pull_varattnos(condition, 1, &numbers);
+	for (AttrNumber number = FirstLowInvalidHeapAttributeNumber + 1; number < 0; number++)
+		if (number != TableOidAttributeNumber &&
+			bms_is_member(number - FirstLowInvalidHeapAttributeNumber, numbers))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+					 errmsg("cannot use system column \"%s\" in the condition of redstream.attach()",
+							NameStr(SystemAttributeDefinition(number)->attname))));
+}
+
+static Node *
+read_condition(FunctionCallInfo fcinfo, Relation relation)
+{
+	Node	   *condition;
+
+	if (PG_ARGISNULL(CONDITION))
+		return NULL;
+	condition = rs_api_parse_condition(relation, text_to_cstring(PG_GETARG_TEXT_PP(CONDITION)),
+										   EXPR_KIND_TRIGGER_WHEN, "condition of redstream.attach()");
+	check_system_columns(condition);
+	return condition;
+}
+
 /* ---- all of them ------------------------------------------------------------------------------ */
 
 void
@@ -194,8 +228,6 @@ rs_api_read_options(FunctionCallInfo fcinfo, Relation relation, RsAttachOptions 
 		add_argument(arguments, "delay", interval_text(PG_GETARG_DATUM(DELAY), "delay", true));
 	if (!PG_ARGISNULL(EXPIRY))
 		add_argument(arguments, "expiry", interval_text(PG_GETARG_DATUM(EXPIRY), "expiry", false));
-	options->condition = PG_ARGISNULL(CONDITION) ? NULL :
-		rs_api_parse_condition(relation, text_to_cstring(PG_GETARG_TEXT_PP(CONDITION)),
-								   EXPR_KIND_TRIGGER_WHEN, "condition of redstream.attach()");
+	options->condition = read_condition(fcinfo, relation);
 	options->replica = !PG_ARGISNULL(REPLICA) && PG_GETARG_BOOL(REPLICA);
 }

@@ -35,6 +35,8 @@ add_context(void *argument)
 	Parsed	   *parsed = argument;
 	int			position = geterrposition();
 
+	if (geterrcode() == ERRCODE_UNDEFINED_TABLE)
+		errhint("Name the columns alone, without OLD, NEW or another table.");
 	if (position > 0)
 	{
 		errposition(0);
@@ -44,6 +46,13 @@ add_context(void *argument)
 	errcontext("%s", parsed->what);
 }
 
+/* "*" or "table.*": all columns, which is none that transformExpr() knows. */
+static bool
+is_star(Node *expression)
+{
+	return IsA(expression, ColumnRef) && IsA(llast(((ColumnRef *) expression)->fields), A_Star);
+}
+
 /* The expression of a SELECT of nothing else; NULL for anything more or less. */
 static Node *
 single_expression(List *statements)
@@ -51,16 +60,20 @@ single_expression(List *statements)
 	SelectStmt	bare = {.type = T_SelectStmt};
 	SelectStmt *select;
 	ResTarget  *target;
+	RawStmt    *statement = statements != NIL ? linitial_node(RawStmt, statements) : NULL;
 
-	if (list_length(statements) != 1)
+	/* with a length it ends before a semicolon */
+	if (statement == NULL || statement->stmt_len != 0)
 		return NULL;
-	select = (SelectStmt *) linitial_node(RawStmt, statements)->stmt;
+	select = (SelectStmt *) statement->stmt;
 	if (!IsA(select, SelectStmt) || list_length(select->targetList) != 1)
 		return NULL;
 	bare.targetList = select->targetList;
 	bare.limitOption = select->limitOption;
 	target = linitial_node(ResTarget, select->targetList);
-	return equal(select, &bare) && target->name == NULL ? target->val : NULL;
+	if (!equal(select, &bare) || target->name != NULL || is_star(target->val))
+		return NULL;
+	return target->val;
 }
 
 List *
