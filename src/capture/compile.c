@@ -234,7 +234,8 @@ rs_plan_compile(RsPlan *plan, const Trigger *trigger, Relation relation)
 	compile_streams(plan, attachment);
 	if (attachment->function != NULL)
 	{
-		plan->function = rs_function_find(attachment->function, trigger, relation);
+		plan->attached = rs_attached_table(trigger);
+		plan->function = rs_function_find(attachment->function, plan->attached, relation);
 		plan->mode = RS_OUTPUT_COMMON;
 		told = key;
 	}

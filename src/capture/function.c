@@ -41,7 +41,7 @@ look_up(const char *name, Oid argument)
 }
 
 static Oid
-find(const char *name, Oid table, Oid owner)
+find(const char *name, Oid table, Oid owner, const char *hint)
 {
 	Oid			row_type = get_rel_type_id(table);
 	Oid			function = look_up(name, row_type);
@@ -52,7 +52,7 @@ find(const char *name, Oid table, Oid owner)
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("function %s(%s), which makes the payload of table \"%s\", does not exist",
 						name, format_type_be(row_type), get_rel_name(table)),
-				 errhint("Create it, or call redstream.attach() again, or redstream.detach().")));
+				 errhint("%s", hint)));
 	if ((result != JSONOID && result != JSONBOID) || get_func_retset(function) ||
 		get_func_prokind(function) != PROKIND_FUNCTION)
 		ereport(ERROR,
@@ -68,15 +68,28 @@ find(const char *name, Oid table, Oid owner)
 void
 rs_capture_check_function(Relation relation, const char *name)
 {
-	(void) find(name, RelationGetRelid(relation), relation->rd_rel->relowner);
+	(void) find(name, RelationGetRelid(relation), relation->rd_rel->relowner,
+				"It must have one argument, of the table's row type.");
+}
+
+/* Gives the function rows of the table, made of those of a partition. */
+static void
+convert_rows(RsPayloadFunction *function, Relation table, Relation partition)
+{
+	TupleDesc	rows = CreateTupleDescCopy(RelationGetDescr(table));
+
+	function->map = convert_tuples_by_name(CreateTupleDescCopy(RelationGetDescr(partition)), rows);
+	/* also when all columns are in their places: the row is to be of the table's type */
+	function->slot = MakeSingleTupleTableSlot(rows, &TTSOpsVirtual);
 }
 
 RsPayloadFunction *
-rs_function_find(const char *name, const Trigger *trigger, Relation relation)
+rs_function_find(const char *name, Oid table, Relation relation)
 {
 	RsPayloadFunction *function = palloc0(sizeof(RsPayloadFunction));
-	Oid			table = rs_attached_table(trigger);
-	Oid			id = find(name, table, relation->rd_rel->relowner);
+	Relation	attached = table_open(table, AccessShareLock);
+	Oid			id = find(name, table, attached->rd_rel->relowner,
+						  "Create it, or call redstream.attach() again, or redstream.detach().");
 	Oid			output;
 	bool		varlena;
 
@@ -84,15 +97,8 @@ rs_function_find(const char *name, const Trigger *trigger, Relation relation)
 	getTypeOutputInfo(get_func_rettype(id), &output, &varlena);
 	fmgr_info_cxt(output, &function->output, CurrentMemoryContext);
 	if (table != RelationGetRelid(relation))
-	{
-		Relation	attached = table_open(table, AccessShareLock);
-		TupleDesc	rows = CreateTupleDescCopy(RelationGetDescr(attached));
-
-		table_close(attached, AccessShareLock);
-		function->map = convert_tuples_by_name(CreateTupleDescCopy(RelationGetDescr(relation)), rows);
-		/* also when all columns are in their places: the row is to be of the table's type */
-		function->slot = MakeSingleTupleTableSlot(rows, &TTSOpsVirtual);
-	}
+		convert_rows(function, attached, relation);
+	table_close(attached, AccessShareLock);
 	return function;
 }
 
@@ -113,17 +119,50 @@ convert(RsPayloadFunction *function, TupleTableSlot *row)
 	return ExecStoreVirtualTuple(slot);
 }
 
+/*
+ * What a function keeps between its calls is of no use after an error: the next call begins anew.  Nor is it for a
+ * call in the middle of another one, which changes rows of the table itself.
+ */
+static Datum
+invoke(RsPlan *plan, FunctionCallInfo call)
+{
+	RsPayloadFunction *function = plan->function;
+	FmgrInfo	inner;
+	Datum		result;
+
+	if (function->running > 0)
+	{
+		fmgr_info(function->call.fn_oid, &inner);
+		call->flinfo = &inner;
+	}
+	function->running++;
+	PG_TRY();
+	{
+		result = FunctionCallInvoke(call);
+	}
+	PG_CATCH();
+	{
+		function->running--;
+		plan->valid = false;
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	function->running--;
+	return result;
+}
+
 char *
-rs_function_call(RsPayloadFunction *function, TupleTableSlot *row)
+rs_function_call(RsPlan *plan, TupleTableSlot *row)
 {
 	LOCAL_FCINFO(call, 1);
+	RsPayloadFunction *function = plan->function;
 	Datum		result;
 	char	   *text;
 
 	InitFunctionCallInfoData(*call, &function->call, 1, InvalidOid, NULL, NULL);
 	call->args[0].value = ExecFetchSlotHeapTupleDatum(convert(function, row));
 	call->args[0].isnull = false;
-	result = FunctionCallInvoke(call);
+	result = invoke(plan, call);
 	if (call->isnull)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),

@@ -35,22 +35,17 @@ typedef struct RsColumn
 typedef struct RsPayloadFunction
 {
 	FmgrInfo	call;
+	int			running;		/* calls that have not returned yet */
 	FmgrInfo	output;			/* of json or jsonb */
 	TupleConversionMap *map;	/* from a partition's row; NULL: it is the same */
 	TupleTableSlot *slot;		/* for what the map gives */
 } RsPayloadFunction;
 
-typedef struct RsPlanKey
-{
-	Oid			trigger;		/* InvalidOid: a table that is not attached */
-	Oid			relation;
-} RsPlanKey;
-
 typedef struct RsPlan
 {
-	RsPlanKey	key;
-	MemoryContext context;		/* of everything below; NULL: to be compiled */
+	MemoryContext context;		/* of all this */
 	bool		valid;			/* no invalidation came since */
+	Oid			attached;		/* the table that the function's rows are of; InvalidOid without one */
 	int			nshards;
 	char	  **stream_names;	/* one for each shard */
 	int		   *streams;		/* rs_transaction_stream() of each; -1: not asked for yet */
@@ -102,13 +97,13 @@ extern void rs_plan_compile(RsPlan *plan, const Trigger *trigger, Relation relat
 
 /* ---- function.c ---- */
 
-/* Looks the payload function of a trigger up, for rows of that relation, which is the attached table or a partition of it.
+/* Looks the payload function of an attached table up, for rows of that relation, which is the table or a partition of it.
  * Raises what rs_capture_check_function() raises. */
-extern RsPayloadFunction *rs_function_find(const char *name, const Trigger *trigger, Relation relation);
+extern RsPayloadFunction *rs_function_find(const char *name, Oid table, Relation relation);
 
-/* Calls it: JSON in UTF-8, in the current memory context.  Raises null_value_not_allowed when it returns
+/* Calls the plan's: JSON in UTF-8, in the current memory context.  Raises null_value_not_allowed when it returns
  * NULL, and what it raises itself. */
-extern char *rs_function_call(RsPayloadFunction *function, TupleTableSlot *row);
+extern char *rs_function_call(RsPlan *plan, TupleTableSlot *row);
 
 /* ---- shard.c ---- */
 

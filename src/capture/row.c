@@ -168,7 +168,7 @@ make_payload(RsPlan *plan, TupleTableSlot *row, RsMessage *message)
 {
 	if (plan->function != NULL)
 	{
-		message->payload = rs_function_call(plan->function, row);
+		message->payload = rs_function_call(plan, row);
 		message->length = strlen(message->payload);
 		return;
 	}
