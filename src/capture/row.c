@@ -132,7 +132,7 @@ is_finite_number(const char *text)
 	return strpbrk(text, "0123456789") != NULL;
 }
 
-/* The text form of a value, in UTF-8. */
+/* The text form of a value, in UTF-8 and as it is in JSON, but for quotes. */
 static char *
 value_text(RsColumn *column, Datum value)
 {
@@ -141,7 +141,12 @@ value_text(RsColumn *column, Datum value)
 	if (column->kind == RS_VALUE_BOOLEAN)
 		return DatumGetBool(value) ? "true" : "false";
 	text = OutputFunctionCall(&column->output, value);
-	return column->kind == RS_VALUE_NUMBER ? text : pg_server_to_any(text, strlen(text), PG_UTF8);
+	if (column->kind == RS_VALUE_NUMBER)
+		return text;
+	text = pg_server_to_any(text, strlen(text), PG_UTF8);
+	if (column->kind == RS_VALUE_JSON)
+		(void) rs_capture_squeeze_json(text);
+	return text;
 }
 
 /* ---- messages ------------------------------------------------------------------------- */
@@ -154,8 +159,6 @@ set_value(RsPlan *plan, int member, Datum value)
 	size_t		length = strlen(text);
 
 	rs_transaction_check_size(length);	/* before json-c keeps memory for it */
-	if (column->kind == RS_VALUE_JSON)
-		length = rs_capture_squeeze_json(text);
 	if (column->kind == RS_VALUE_TEXT ||
 		(column->kind == RS_VALUE_NUMBER && !is_finite_number(text)))
 		rs_payload_set_string(plan->payload, member, text, length);
