@@ -32,6 +32,18 @@ RESET intervalstyle;
 SELECT encode(tgargs, 'escape') AS arguments
 FROM pg_trigger WHERE tgrelid = 'item'::regclass AND tgname = 'redstream_insert';
 
+-- condition, shards, payload_function, replica
+CREATE FUNCTION item_payload(item) RETURNS json LANGUAGE sql AS 'SELECT to_json($1.name)';
+SELECT redstream.attach('item', condition => '"Prix, total" > 1.5 OR name IS NULL -- or so', shards => 4, replica => true);
+\d item
+SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = 'item'::regclass ORDER BY tgname;
+SELECT redstream.attach('item', 'articles', payload_function => 'item_payload', columns => ARRAY['name'],
+    condition => 'item.name <> $$it''s$$', shards => 1, delay => '1 second', expiry => '1 hour');
+\d item
+SELECT tgname, tgenabled FROM pg_trigger WHERE tgrelid = 'item'::regclass ORDER BY tgname;
+SELECT redstream.attach('item', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+\d item
+
 SELECT redstream.detach('item');
 SELECT redstream.detach('item');
 SELECT redstream.detach(NULL);
@@ -41,6 +53,7 @@ SELECT redstream.detach(NULL);
 CREATE TABLE keyless (a integer, b integer);
 SELECT redstream.attach('keyless');
 SELECT redstream.attach('keyless', payload => ARRAY['b']);
+SELECT redstream.attach('keyless', payload => ARRAY['b'], shards => 2);
 SELECT redstream.detach('keyless');
 
 -- columns that are none
@@ -62,6 +75,27 @@ SELECT redstream.attach('item', delay => '1 day -25 hours');
 SELECT redstream.attach('item', expiry => '0');
 SELECT redstream.attach('item', expiry => '-1 day');
 SELECT redstream.attach('item', expiry => '1 month -30 days');
+
+-- shards, functions and conditions
+SELECT redstream.attach('item', shards => 0);
+SELECT redstream.attach('item', shards => -1);
+SELECT redstream.attach('item', shards => 1025);
+SELECT redstream.attach('item', repeat('x', 511), shards => 2);
+SELECT redstream.attach('item', payload_function => 'no_such_function');
+SELECT redstream.attach('item', payload_function => 'pg_catalog.to_jsonb');
+CREATE FUNCTION item_text(item) RETURNS text LANGUAGE sql AS 'SELECT $1.name';
+SELECT redstream.attach('item', payload_function => 'item_text');
+SELECT redstream.attach('item', payload => ARRAY['id'], payload_function => 'item_payload');
+SELECT redstream.attach('item', condition => 'true) OR (true');
+SELECT redstream.attach('item', condition => 'true; DROP TABLE item');
+SELECT redstream.attach('item', condition => 'id > 1, id > 2');
+SELECT redstream.attach('item', condition => '');
+SELECT redstream.attach('item', condition => 'id');
+SELECT redstream.attach('item', condition => 'no_such_column');
+SELECT redstream.attach('item', condition => 'NEW.id > 1');
+SELECT redstream.attach('item', condition => 'xmin IS NULL');
+SELECT redstream.attach('item', condition => 'id > (SELECT 1)');
+SELECT redstream.attach('item', condition => 'count(*) > 1');
 
 -- stream names
 SELECT redstream.attach('item', '');
@@ -91,6 +125,15 @@ SELECT redstream.attach('item');
 SELECT redstream.attach('attach_other.item', 'item_of_other');
 SELECT redstream.attach('item');
 DROP SCHEMA attach_other CASCADE;
+-- shards count, too
+CREATE TABLE "item-1" (id integer PRIMARY KEY);
+SELECT redstream.attach('"item-1"');
+SELECT redstream.attach('item', shards => 2);
+SELECT redstream.attach('item', 'item', shards => 2);
+SELECT redstream.detach('"item-1"');
+SELECT redstream.attach('"item-1"');
+SELECT redstream.attach('item');
+SELECT redstream.attach('"item-1"');
 
 -- things that are no table, or not one to attach
 CREATE VIEW item_view AS SELECT * FROM item;
@@ -132,6 +175,11 @@ ALTER TABLE part ATTACH PARTITION part_as FOR VALUES IN ('as');
 SELECT redstream.attach('part', payload => ARRAY['region', 'id']);
 SELECT tgrelid::regclass AS "table", tgname, encode(tgargs, 'escape') AS arguments
 FROM pg_trigger WHERE tgrelid::regclass::text LIKE 'part%' AND tgname = 'redstream_update' ORDER BY 1;
+-- what the root is told holds for all
+SELECT redstream.attach('part', condition => 'id > 0 AND part IS NOT NULL', replica => true, shards => 2);
+SELECT tgrelid::regclass AS "table", tgname, tgenabled, encode(tgargs, 'escape') AS arguments
+FROM pg_trigger WHERE tgrelid::regclass::text LIKE 'part%' AND tgname <> 'redstream_insert' ORDER BY 1, 2;
+\d part_as
 SELECT redstream.detach('part');
 SELECT count(*) FROM pg_trigger WHERE tgrelid::regclass::text LIKE 'part%';
 

@@ -18,6 +18,18 @@ SELECT * FROM redstream.attachments WHERE "table"::text LIKE 'shelf%' ORDER BY "
 SELECT redstream.attach('shelf', 'views shelf', payload => ARRAY['Größe, cm', 'id'],
     columns => ARRAY['name', 'Größe, cm'], delay => '90 min', expiry => '1 month');
 SELECT * FROM redstream.attachments WHERE "table" = 'shelf'::regclass;
+CREATE FUNCTION shelf_payload(shelf) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb($1.name)';
+SELECT redstream.attach('shelf', 'views shelf', payload_function => 'shelf_payload', shards => 3, replica => true,
+    condition => '"Größe, cm" > 3 and lower(name) <> ''a''', delay => '90 min', expiry => '1 month');
+SELECT * FROM redstream.attachments WHERE "table" = 'shelf'::regclass;
+-- under the names there are now
+ALTER TABLE shelf RENAME "Größe, cm" TO size;
+SELECT condition FROM redstream.attachments WHERE "table" = 'shelf'::regclass;
+ALTER TABLE shelf RENAME size TO "Größe, cm";
+SELECT stream, expiry, delay FROM redstream.streams WHERE stream LIKE 'views shelf%' ORDER BY stream;
+SELECT redstream.attach('shelf', 'views shelf', payload => ARRAY['Größe, cm', 'id'],
+    columns => ARRAY['name', 'Größe, cm'], delay => '90 min', expiry => '1 month');
+
 SET intervalstyle = sql_standard;
 SELECT delay, expiry FROM redstream.attachments WHERE "table" = 'shelf'::regclass;
 RESET intervalstyle;
