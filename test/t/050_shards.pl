@@ -195,10 +195,12 @@ arrives("a partition's key", q{INSERT INTO part VALUES ('eu', 5); INSERT INTO pa
 
 # A stream that was used before the namespace changed, in one session.
 my $session = Redstream::Session->new($node, 'utf8');
-$session->query("SELECT redstream.attach('item', shards => 3); INSERT INTO item VALUES ($one, 'x')");
+query("SELECT redstream.attach('item', shards => 3); DELETE FROM item; INSERT INTO item VALUES ($one)");
+arrived('item', 3);
+$session->query("UPDATE item SET name = 'x'");
 reconfigure($node, 'redstream.namespace' => 'shop');
 wait_until('the namespace', sub { $session->query('SHOW redstream.namespace') eq 'shop' });
-$session->query("UPDATE item SET name = 'y' WHERE id = $one");
+$session->query("UPDATE item SET name = 'y'");
 wait_until('the message', sub { $redis->payloads('shop:redstream:stream:item-0') });
 is_deeply([ $redis->payloads('shop:redstream:stream:item-0') ], [ "{\"id\":$one}" ],
 	'another namespace');

@@ -301,6 +301,13 @@ foreach my $function (qw(of_part of_part_sql))
 		map { qq([$_,"part"]) } '1,"a",5', '11,"b",6', '2,"c",7', '11,"b",6', '21,"b",6',
 		'1,"a",5', '1,"a",8', '2,"c",7', '1,"a",8', '21,"b",6');
 }
+query(q{
+	CREATE TABLE same (id integer PRIMARY KEY) PARTITION BY RANGE (id);
+	CREATE TABLE same_1 PARTITION OF same FOR VALUES FROM (1) TO (10);
+	CREATE FUNCTION of_same(same) RETURNS json LANGUAGE sql AS 'SELECT json_build_array($1.id, pg_typeof($1))';
+	SELECT redstream.attach('same', 'item', payload_function => 'of_same')});
+arrives('a partition with the same columns', 'INSERT INTO same VALUES (1); DELETE FROM same_1; DROP TABLE same CASCADE',
+	('[1,"same"]') x 2);
 $session->query(q{INSERT INTO part (id, name, n) VALUES (1, 'a', 5), (11, 'b', 6)});
 arrived();
 arrives('a column more', q{
