@@ -155,10 +155,11 @@ same_ids([ ids($item, $last) ], [ 2 .. $rows, 1, $rows + 1, 2 .. $rows ],
 	'one moved: what is on the main stream since then comes again, in order');
 
 # What is older than the transaction, and fields of others' messages.
-begin('INSERT INTO item SELECT generate_series(1, 10); COMMIT; BEGIN;'
-	. "INSERT INTO item SELECT generate_series(101, 100 + $rows)", 1000);
+begin('INSERT INTO item SELECT generate_series(1, 10); COMMIT', 10);
 settle($node, $redis);
 same_ids([ ids($item, 0) ], [ 1 .. 10 ], 'an older transaction is announced');
+$open->query("BEGIN; INSERT INTO item SELECT generate_series(101, 100 + $rows)");
+wait_until('early delay messages of the next one', sub { $redis->command('XLEN', "$item.delay") >= 1000 });
 my ($first) = grep { $_->[1]{payload} =~ /:101\}/ } $redis->entries("$item.delay");
 $redis->command('XTRIM', "$item.delay", 'MINID', $first->[0]);
 move($item, 10);
