@@ -114,12 +114,12 @@ rs_api_parse_condition(Relation relation, const char *text, ParseExprKind kind, 
 	ErrorContextCallback context = {error_context_stack, add_context, &parsed};
 	Node	   *condition;
 
+	error_context_stack = &context;
 	if (raw == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
-				 errmsg("%s is not one expression: \"%s\"", what, text),
-				 errhint("Write it as it would stand after WHERE.")));
-	error_context_stack = &context;
+				 errmsg("not one expression: \"%s\"", text),
+				 errhint("Write a condition as it would stand after WHERE.")));
 	condition = transform(relation, raw, query, kind);
 	error_context_stack = context.previous;
 	return condition;

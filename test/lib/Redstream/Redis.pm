@@ -177,7 +177,7 @@ sub command
 	}
 	my $reply = eval {
 		$self->_send(@words);
-		$self->{reply_deadline} = time + 10;
+		$self->{reply_deadline} = time + 30;
 		$self->_read_reply;
 	};
 	if (my $error = $@)
