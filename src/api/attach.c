@@ -135,6 +135,7 @@ qualified_name(Relation relation)
 static List *
 drop_commands(Relation relation, Oid capture)
 {
+	char	   *table = qualified_name(relation);
 	TriggerDesc *triggers = relation->trigdesc;
 	List	   *commands = NIL;
 
@@ -142,8 +143,7 @@ drop_commands(Relation relation, Oid capture)
 		if (triggers->triggers[i].tgfoid == capture && !triggers->triggers[i].tgisclone)
 			commands = lappend(commands,
 							   psprintf("DROP TRIGGER %s ON %s",
-										quote_identifier(triggers->triggers[i].tgname),
-										qualified_name(relation)));
+										quote_identifier(triggers->triggers[i].tgname), table));
 	return commands;
 }
 
