@@ -6,6 +6,7 @@
 
 #include "access/sysattr.h"
 #include "catalog/heap.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "mb/pg_wchar.h"
 #include "optimizer/optimizer.h"
@@ -145,6 +146,11 @@ read_function(Oid function, Relation relation)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_FUNCTION),
 				 errmsg("function with OID %u does not exist", function)));
+	if (isAnyTempNamespace(get_func_namespace(function)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_OBJECT_DEFINITION),
+				 errmsg("payload function %s is temporary", get_func_name(function)),
+				 errhint("Whoever changes a row needs it: create it in a schema that stays.")));
 	name = quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
 									  get_func_name(function));
 	rs_capture_check_function(relation, name);

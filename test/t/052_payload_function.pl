@@ -379,6 +379,8 @@ refused("result of $_", $_, qr/function \S+, which makes the payload of table "i
   foreach qw(set_of as_text as_domain as_array nothing as_row agg);
 refused('no function', 'no_such', qr/function "no_such" does not exist/);
 refused('an overloaded one', 'over', qr/more than one function named "over"/);
+$session->query(q{CREATE FUNCTION pg_temp.passing(item) RETURNS json LANGUAGE sql AS 'SELECT null::json'});
+refused('a temporary one', 'pg_temp.passing', qr/payload function passing is temporary\nHINT:  Whoever changes a row/);
 refused('no name', '-', qr/function with OID 0 does not exist/);
 refused('a number', '999999', qr/function with OID 999999 does not exist/);
 refused('a payload, too', 'payload', qr/payload and payload_function exclude each other/, q{payload => ARRAY['id']});
