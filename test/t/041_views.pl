@@ -63,7 +63,7 @@ is_deeply(rows('SELECT * FROM redstream.consumers'), [], 'nothing attached: no c
 attach('empty', q{delay => '1 hour', expiry => '2 days'});
 is_deeply(rows(q{SELECT * FROM redstream.streams}), ['empty|0|0|||2 days|01:00:00|0|'],
 	'no stream yet: its row');
-is_deeply(rows(q{SELECT * FROM redstream.attachments}), ['empty|empty||||1|01:00:00|2 days'],
+is_deeply(rows(q{SELECT * FROM redstream.attachments}), ['empty|empty||||1|01:00:00|2 days||f'],
 	'no stream yet: its attachment');
 register('empty', 'new');
 register('empty', 'zero', '0-0');

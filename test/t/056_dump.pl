@@ -190,13 +190,15 @@ sql($second, 'owned', 'CREATE EXTENSION redstream');
 	local $ENV{PGUSER} = 'app';
 	my @schemas = map { ('-n', $_) } 'shop', '"Sch"*';
 	$node->command_ok([ 'pg_dump', '-Fc', @schemas, '-f', "$dump.owner", 'copy_plain' ], 'pg_dump by the owner');
-	$second->command_fails_like([ qw(pg_restore --exit-on-error --single-transaction -d owned), "$dump.owner" ],
-		qr/permission denied for schema redstream/, 'restoring a trigger takes USAGE on the schema');
+	my @restores = (qw(pg_restore --exit-on-error --single-transaction -d owned), "$dump.owner");
+	foreach my $missing ([ 'schema redstream', 'USAGE ON SCHEMA redstream' ],
+		[ 'function redstream.attach', 'EXECUTE ON FUNCTION redstream.attach' ])
 	{
+		$second->command_fails_like(\@restores, qr/permission denied for $missing->[0]/, "restoring takes $missing->[1]");
 		delete local $ENV{PGUSER};
-		sql($second, 'owned', 'GRANT USAGE ON SCHEMA redstream TO app');
+		sql($second, 'owned', "GRANT $missing->[1] TO app");
 	}
-	$second->command_ok([ qw(pg_restore --exit-on-error --single-transaction -d owned), "$dump.owner" ], 'and nothing else');
+	$second->command_ok(\@restores, 'and nothing else');
 }
 
 same_lines(sql($second, 'owned', $triggers), $expected{$triggers}, 'restored by the owner: triggers');
