@@ -209,11 +209,13 @@ is(arrived($second), '', 'and nothing is announced by it');
 $node->command_ok([ qw(pg_dump --data-only --disable-triggers -Fc -f), "$dump.data", 'copy_custom' ], 'pg_dump --data-only');
 sql($node, 'source', 'TRUNCATE shop.item, shop.state_of, shop.made, shop.spread, shop.copied, shop.part, shop.off, shop.disabled');
 arrived($node);
-$node->command_ok([ qw(pg_restore --data-only --disable-triggers -t item -t part_a -t part_b -d source), "$dump.data" ],
+$node->command_ok([ qw(pg_restore --data-only --disable-triggers -t item -t part_a -t part_b -t copied -d source), "$dump.data" ],
 	'restored with --disable-triggers');
 is(arrived($node), '', 'and not announced');
 sql($node, 'source', 'INSERT INTO shop.item VALUES (50, 50)');
 like(arrived($node), qr/^Artikel .*"id":50\}$/, 'what comes after that is');
+is(sql($node, 'source', q{SELECT replica FROM redstream.attachments WHERE stream = 'copied'}), 'f',
+	'but ENABLE TRIGGER ALL has taken "replica" back, as from any trigger');
 sql($node, 'source', 'TRUNCATE shop.item');
 arrived($node);
 $node->command_ok([ qw(pg_restore --data-only -t item -d source), "$dump.data" ], 'restored with triggers');
