@@ -193,12 +193,19 @@ SELECT redstream.attach('part');
 SELECT redstream.detach('part');
 
 -- the trigger function is for attach() alone
-CREATE TRIGGER mine BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture();
+CREATE TRIGGER mine BEFORE INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'item');
 INSERT INTO item (id) VALUES (1);
 DROP TRIGGER mine ON item;
 SELECT redstream.detach('item');
-CREATE TRIGGER mine AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('strm', 'x');
-INSERT INTO item (id) VALUES (1);
+-- arguments that it does not make would stop the workers, or reach streams that are none
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture();
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('strm', 'x');
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'item.delay');
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'x', 'delay', 'soon');
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'x', 'expiry', '-1 day');
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'x', 'payload', '{id');
+CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'x', 'shards', '1025');
+CREATE TRIGGER mine AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'item');
 -- detach() finds it under any name
 SELECT redstream.detach('item');
 SELECT redstream.capture();
@@ -232,6 +239,13 @@ RESET ROLE;
 SET ROLE regress_redstream_writer;
 INSERT INTO owned VALUES (1);
 SELECT redstream.detach('owned');
+RESET ROLE;
+-- a trigger by hand takes the right to attach
+CREATE TABLE by_hand (id integer PRIMARY KEY);
+ALTER TABLE by_hand OWNER TO regress_redstream_writer;
+GRANT USAGE ON SCHEMA redstream TO regress_redstream_writer;
+SET ROLE regress_redstream_writer;
+CREATE TRIGGER mine AFTER INSERT ON by_hand FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'by_hand');
 RESET ROLE;
 -- whoever makes a partition
 CREATE TABLE root (id integer PRIMARY KEY) PARTITION BY RANGE (id);

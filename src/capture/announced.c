@@ -3,13 +3,16 @@
  *	  The rows that bulk() has announced before it runs its statement, so that the triggers need not do it again.
  *
  * They are known by table and place: bulk() has locked them, so until the transaction ends nobody else can
- * put another version there.  A page of the table is one cell with a bit for each of its lines.
+ * put another version there.  Only the statement itself can, by rewriting a table, which an invalidation tells: then
+ * nothing is known any more, and the rows are announced twice.  A page of the table is one cell with a bit for each of its
+ * lines.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "catalog/pg_am.h"
 #include "common/hashfn.h"
+#include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -40,7 +43,10 @@ typedef struct BulkPage
 struct RsAnnounced
 {
 	MemoryContext context;
+	RsAnnounced *outer;
 	pages_hash *pages;
+	List	   *tables;			/* that rows are known of, the latest last */
+	bool		forgotten;		/* nothing is known any more */
 };
 
 static RsAnnounced *announced;
@@ -51,9 +57,10 @@ rs_capture_begin_announced(void)
 	RsAnnounced *outer = announced;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "redstream announced rows",
 												  ALLOCSET_DEFAULT_SIZES);
-	RsAnnounced *inner = MemoryContextAlloc(context, sizeof(RsAnnounced));
+	RsAnnounced *inner = MemoryContextAllocZero(context, sizeof(RsAnnounced));
 
 	inner->context = context;
+	inner->outer = outer;
 	inner->pages = pages_create(context, 256, NULL);
 	announced = inner;
 	return outer;
@@ -79,6 +86,26 @@ line_of(ItemPointer row)
 	return ItemPointerGetOffsetNumber(row) - FirstOffsetNumber;
 }
 
+static void
+note_table(Oid table)
+{
+	MemoryContext old;
+
+	if (announced->tables != NIL && llast_oid(announced->tables) == table)
+		return;
+	old = MemoryContextSwitchTo(announced->context);
+	announced->tables = lappend_oid(list_delete_oid(announced->tables, table), table);
+	MemoryContextSwitchTo(old);
+}
+
+void
+rs_announced_forget(Oid table)
+{
+	for (RsAnnounced *set = announced; set != NULL; set = set->outer)
+		if (!OidIsValid(table) || list_member_oid(set->tables, table))
+			set->forgotten = true;
+}
+
 void
 rs_capture_note_announced(Oid table, ItemPointer row)
 {
@@ -96,6 +123,7 @@ rs_capture_note_announced(Oid table, ItemPointer row)
 		page = pages_insert(announced->pages, key, &found);
 		memset(page->lines, 0, sizeof(page->lines));
 	}
+	note_table(table);
 	page->lines[line_of(row) / BITS] |= UINT64CONST(1) << line_of(row) % BITS;
 }
 
@@ -105,7 +133,7 @@ rs_announced(Relation relation, ItemPointer row)
 	BulkPage	   *page;
 
 	/* What the place of a row of a foreign table means is not known. */
-	if (announced == NULL || relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
+	if (announced == NULL || announced->forgotten || relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
 		line_of(row) >= MaxHeapTuplesPerPage)
 		return false;
 	page = pages_lookup(announced->pages, page_key(RelationGetRelid(relation), row));

@@ -29,6 +29,7 @@
 
 #include "capture/capture.h"
 #include "capture/plan.h"
+#include "redis/redis.h"
 
 /* The elements of an array's text form. */
 static List *
@@ -57,6 +58,17 @@ read_shards(const char *text, int *shards)
 
 	*shards = (int) number;
 	return *text != '\0' && *end == '\0' && number >= 1 && number <= RS_SHARDS_MAX;
+}
+
+/* Is it the name of a stream, and its longest shard's? */
+static bool
+is_stream(const char *stream, int shards)
+{
+	char	   *name = rs_capture_shard_name(stream, shards, shards - 1);
+	RsError		error;
+
+	return rs_redis_stream_name_check(pg_server_to_any(stream, strlen(stream), PG_UTF8), &error) &&
+		rs_redis_stream_name_check(pg_server_to_any(name, strlen(name), PG_UTF8), &error);
 }
 
 /* NULL for arguments that attach() does not make. */
@@ -89,7 +101,18 @@ read_arguments(int count, char **arguments)
 		else
 			valid = false;
 	}
-	return attachment->stream != NULL && valid ? attachment : NULL;
+	if (!valid || attachment->stream == NULL || !is_stream(attachment->stream, attachment->shards))
+		return NULL;
+	return attachment;
+}
+
+static void
+refuse_arguments(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("trigger arguments of redstream.capture() are not valid"),
+			 errhint("Create the triggers with redstream.attach().")));
 }
 
 /* What a trigger of the table says beyond its arguments. */
@@ -100,6 +123,25 @@ read_trigger(RsAttachment *attachment, int16 type, char enabled, const char *whe
 		attachment->condition = stringToNode(when);
 	if (enabled == TRIGGER_FIRES_ALWAYS)
 		attachment->replica = true;
+}
+
+/* ---- intervals ------------------------------------------------------------------------ */
+
+Interval *
+rs_capture_interval(const char *text)
+{
+	if (text == NULL)
+		return NULL;
+	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
+												 ObjectIdGetDatum(InvalidOid),
+												 Int32GetDatum(-1)));
+}
+
+static int
+compare(const Interval *a, const Interval *b)
+{
+	return DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(a),
+											 IntervalPGetDatum(b)));
 }
 
 /* ---- one table ----------------------------------------------------------------------- */
@@ -130,10 +172,7 @@ rs_attachment_of(const Trigger *trigger)
 	RsAttachment *attachment = read_arguments(trigger->tgnargs, trigger->tgargs);
 
 	if (attachment == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("trigger arguments of redstream.capture() are not valid"),
-				 errhint("Create the triggers with redstream.attach().")));
+		refuse_arguments();
 	read_trigger(attachment, trigger->tgtype, trigger->tgenabled, trigger->tgqual);
 	return attachment;
 }
@@ -194,6 +233,22 @@ read_tuple(HeapTuple tuple, TupleDesc descriptor)
 	return read_arguments(count, arguments);
 }
 
+static bool
+is_negative(const char *interval)
+{
+	return interval != NULL &&
+		compare(rs_capture_interval(interval), rs_capture_interval("0")) < 0;
+}
+
+void
+rs_check_arguments(HeapTuple tuple, TupleDesc descriptor)
+{
+	RsAttachment *attachment = read_tuple(tuple, descriptor);
+
+	if (attachment == NULL || is_negative(attachment->delay) || is_negative(attachment->expiry))
+		refuse_arguments();
+}
+
 /* The text of its WHEN; NULL if there is none. */
 static char *
 read_when(HeapTuple tuple, TupleDesc descriptor)
@@ -249,23 +304,6 @@ rs_capture_attached(Oid capture)
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
 	return attached;
-}
-
-Interval *
-rs_capture_interval(const char *text)
-{
-	if (text == NULL)
-		return NULL;
-	return DatumGetIntervalP(DirectFunctionCall3(interval_in, CStringGetDatum(text),
-												 ObjectIdGetDatum(InvalidOid),
-												 Int32GetDatum(-1)));
-}
-
-static int
-compare(const Interval *a, const Interval *b)
-{
-	return DatumGetInt32(DirectFunctionCall2(interval_cmp, IntervalPGetDatum(a),
-											 IntervalPGetDatum(b)));
 }
 
 static int

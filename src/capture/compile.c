@@ -127,9 +127,9 @@ classify(Oid type, RsOutputMode *mode)
 	}
 }
 
-/* How the values of columns become text and JSON. */
+/* How the values of columns become text and JSON; "most" becomes what the text forms heed. */
 static RsColumn *
-compile_columns(RsPlan *plan, Relation relation, List *numbers)
+compile_columns(RsPlan *plan, Relation relation, List *numbers, RsOutputMode *most)
 {
 	RsColumn   *columns = palloc0(sizeof(RsColumn) * Max(list_length(numbers), 1));
 	ListCell   *cell;
@@ -145,7 +145,7 @@ compile_columns(RsPlan *plan, Relation relation, List *numbers)
 		column->number = attribute->attnum;
 		column->type = getBaseType(attribute->atttypid);
 		column->kind = classify(column->type, &mode);
-		plan->mode = Max(plan->mode, mode);
+		*most = Max(*most, mode);
 		getTypeOutputInfo(column->type, &output, &varlena);
 		fmgr_info_cxt(output, &column->output, plan->context);
 	}
@@ -159,7 +159,7 @@ compile_payload(RsPlan *plan, Relation relation, List *numbers)
 	char	  **keys = palloc(sizeof(char *) * list_length(numbers));
 
 	plan->ncolumns = list_length(numbers);
-	plan->columns = compile_columns(plan, relation, numbers);
+	plan->columns = compile_columns(plan, relation, numbers, &plan->mode);
 	for (int i = 0; i < plan->ncolumns; i++)
 	{
 		const char *name = NameStr(TupleDescAttr(RelationGetDescr(relation),
@@ -252,7 +252,7 @@ rs_plan_compile(RsPlan *plan, const Trigger *trigger, Relation relation)
 	{
 		check_key(relation, key, "any more to choose the shard by", "without shards");
 		plan->nkeys = list_length(key);
-		plan->keys = compile_columns(plan, relation, key);
+		plan->keys = compile_columns(plan, relation, key, &plan->key_mode);
 		told = key;
 	}
 	if (watched != NIL)

@@ -3,22 +3,26 @@
  *	  Payloads that a function of the user's makes: from a row of the attached table to JSON.
  *
  * The function is called as triggers call theirs: as whoever changes the row, without asking whether he may execute it. It
- * is the table's owner who must have the right to, for he chose it.
+ * is the table's owner who must have the right to, for he chose it.  It sees what has been changed so far, the row included,
+ * whether it is VOLATILE or STABLE: a STABLE one would else go by the snapshot of the statement, from before the change.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/regproc.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/varlena.h"
 
@@ -41,6 +45,38 @@ look_up(const char *name, Oid argument)
 }
 
 static Oid
+owner_of(Oid function)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	Oid			owner;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", function);
+	owner = ((Form_pg_proc) GETSTRUCT(tuple))->proowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+/*
+ * The function is known by name alone: were it dropped, whoever may create functions there could make another one, and have
+ * it called by everybody who changes the table.  So it must be of somebody who might as well put triggers on the table.
+ */
+static void
+check_owner(Oid function, const char *name, Oid table, Oid table_owner)
+{
+	Oid			owner = owner_of(function);
+
+	if (pg_proc_aclcheck(function, table_owner, ACL_EXECUTE) != ACLCHECK_OK)
+		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, name);
+	if (!superuser_arg(owner) && !has_privs_of_role(owner, table_owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("function %s, which makes the payload of table \"%s\", belongs to neither the table's owner nor a superuser",
+						name, get_rel_name(table)),
+				 errhint("Change its owner, or create another one.")));
+}
+
+static Oid
 find(const char *name, Oid table, Oid owner, const char *hint)
 {
 	Oid			row_type = get_rel_type_id(table);
@@ -60,8 +96,7 @@ find(const char *name, Oid table, Oid owner, const char *hint)
 				 errmsg("function %s, which makes the payload of table \"%s\", does not return json or jsonb",
 						name, get_rel_name(table)),
 				 errhint("It must be a function of one row that returns one value.")));
-	if (pg_proc_aclcheck(function, owner, ACL_EXECUTE) != ACLCHECK_OK)
-		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_FUNCTION, name);
+	check_owner(function, name, table, owner);
 	return function;
 }
 
@@ -93,6 +128,7 @@ rs_function_find(const char *name, Oid table, Relation relation)
 	Oid			output;
 	bool		varlena;
 
+	function->stable = func_volatile(id) == PROVOLATILE_STABLE;
 	fmgr_info_cxt(id, &function->call, CurrentMemoryContext);
 	getTypeOutputInfo(get_func_rettype(id), &output, &varlena);
 	fmgr_info_cxt(output, &function->output, CurrentMemoryContext);
@@ -138,7 +174,15 @@ invoke(RsPlan *plan, FunctionCallInfo call)
 	function->running++;
 	PG_TRY();
 	{
-		result = FunctionCallInvoke(call);
+		if (function->stable)
+		{
+			CommandCounterIncrement();
+			PushActiveSnapshot(GetTransactionSnapshot());
+			result = FunctionCallInvoke(call);
+			PopActiveSnapshot();
+		}
+		else
+			result = FunctionCallInvoke(call);
 	}
 	PG_CATCH();
 	{

@@ -1,10 +1,11 @@
 /*
  * guard.c
- *	  Who may put the trigger function on a table: who may call attach().
+ *	  Who may put the trigger function on a table, and how: who may call attach(), and as that does.
  *
  * PUBLIC has EXECUTE on the function, because whoever makes a partition of an attached table is asked for it
  * (trigger.c, CreateTriggerFiringOn).  That is not to be a way to write to any stream: a trigger made by hand, or by a
- * restored dump, takes the right to attach().
+ * restored dump, takes the right to attach().  Nor is it to be a way to stop the workers of the database, who read the arguments of
+ * all these triggers.
  */
 #include "postgres.h"
 
@@ -20,36 +21,12 @@
 #include "parser/parse_func.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/rel.h"
 #include "utils/snapmgr.h"
 
 #include "capture/plan.h"
 
 static object_access_hook_type previous_object_access;
-
-/* Has the trigger, made by the running command, our function, and is it no partition's copy of one? */
-static bool
-is_ours(Oid id)
-{
-	Oid			capture = rs_capture_function();
-	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	bool		ours = false;
-
-	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
-	scan = systable_beginscan(triggers, TriggerOidIndexId, true, SnapshotSelf, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-	{
-		Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
-
-		ours = OidIsValid(capture) && form->tgfoid == capture && !OidIsValid(form->tgparentid);
-	}
-	systable_endscan(scan);
-	table_close(triggers, AccessShareLock);
-	return ours;
-}
 
 static void
 check_may_attach(void)
@@ -63,12 +40,43 @@ check_may_attach(void)
 }
 
 static void
+check_trigger(HeapTuple tuple, TupleDesc descriptor)
+{
+	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
+	Oid			capture = rs_capture_function();
+
+	/* a partition's copy of one is made with it, or by who makes the partition */
+	if (!OidIsValid(capture) || form->tgfoid != capture || OidIsValid(form->tgparentid))
+		return;
+	check_may_attach();
+	rs_check_arguments(tuple, descriptor);
+}
+
+/* The trigger was made by the running command, and is not visible to others yet. */
+static void
+check_new(Oid id)
+{
+	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, SnapshotSelf, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		check_trigger(tuple, RelationGetDescr(triggers));
+	systable_endscan(scan);
+	table_close(triggers, AccessShareLock);
+}
+
+static void
 on_object_access(ObjectAccessType access, Oid class, Oid object, int sub_id, void *argument)
 {
 	if (previous_object_access)
 		previous_object_access(access, class, object, sub_id, argument);
-	if (access == OAT_POST_CREATE && class == TriggerRelationId && is_ours(object))
-		check_may_attach();
+	if (access == OAT_POST_CREATE && class == TriggerRelationId)
+		check_new(object);
 }
 
 void

@@ -35,6 +35,7 @@ typedef struct RsColumn
 typedef struct RsPayloadFunction
 {
 	FmgrInfo	call;
+	bool		stable;			/* it does not look for newer changes by itself */
 	int			running;		/* calls that have not returned yet */
 	FmgrInfo	output;			/* of json or jsonb */
 	TupleConversionMap *map;	/* from a partition's row; NULL: it is the same */
@@ -57,7 +58,8 @@ typedef struct RsPlan
 	int			nkeys;			/* columns that say which shard; 0 without shards */
 	RsColumn   *keys;
 	bool		key_only;		/* the payload is nothing but key columns */
-	RsOutputMode mode;			/* of the text forms of all these columns */
+	RsOutputMode mode;			/* of the text forms in the payload */
+	RsOutputMode key_mode;		/* of those of the keys */
 	int			nwatched;		/* columns an UPDATE is judged by; 0: all */
 	AttrNumber *watched;
 } RsPlan;
@@ -77,6 +79,10 @@ extern const Trigger *rs_trigger_of(Relation relation);
 
 /* The attachment that a trigger says, as rs_capture_attachment(). */
 extern RsAttachment *rs_attachment_of(const Trigger *trigger);
+
+/* Raises invalid_parameter_value, or what an array or an interval raises, for a row of pg_trigger with arguments that attach()
+ * does not make. */
+extern void rs_check_arguments(HeapTuple trigger, TupleDesc descriptor);
 
 /* The table that attach() was called for: of a partition's trigger, the one it was cloned from. */
 extern Oid	rs_attached_table(const Trigger *trigger);
@@ -124,6 +130,9 @@ extern void rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message
 
 /* Has bulk() announced this version of a row? */
 extern bool rs_announced(Relation relation, ItemPointer row);
+
+/* The table may have been rewritten (InvalidOid: any): its rows may lie elsewhere.  Throws nothing. */
+extern void rs_announced_forget(Oid table);
 
 /* ---- guard.c ---- */
 

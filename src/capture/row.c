@@ -167,14 +167,8 @@ set_value(RsPlan *plan, int member, Datum value)
 }
 
 static void
-make_payload(RsPlan *plan, TupleTableSlot *row, RsMessage *message)
+fill_payload(RsPlan *plan, TupleTableSlot *row)
 {
-	if (plan->function != NULL)
-	{
-		message->payload = rs_function_call(plan, row);
-		message->length = strlen(message->payload);
-		return;
-	}
 	for (int i = 0; i < plan->ncolumns; i++)
 	{
 		bool		null;
@@ -185,28 +179,24 @@ make_payload(RsPlan *plan, TupleTableSlot *row, RsMessage *message)
 		else
 			set_value(plan, i, value);
 	}
-	message->payload = rs_payload_text(plan->payload, &message->length);
 }
 
-/* The shard by the values of the primary key, joined by colons. */
-static int
-choose_shard(RsPlan *plan, TupleTableSlot *row)
+/* The values of the primary key, joined by colons. */
+static StringInfo
+key_text(RsPlan *plan, TupleTableSlot *row)
 {
-	StringInfoData key;
+	StringInfo	key = makeStringInfo();
 
-	if (plan->nshards == 1)
-		return 0;
-	initStringInfo(&key);
 	for (int i = 0; i < plan->nkeys; i++)
 	{
 		bool		null;
 		Datum		value = slot_getattr(row, plan->keys[i].number, &null);
 
 		if (i > 0)
-			appendStringInfoChar(&key, ':');
-		appendStringInfoString(&key, value_text(&plan->keys[i], value));
+			appendStringInfoChar(key, ':');
+		appendStringInfoString(key, value_text(&plan->keys[i], value));
 	}
-	return rs_shard_of(key.data, key.len, plan->nshards);
+	return key;
 }
 
 /* The number of a shard's stream, asked for once. */
@@ -224,13 +214,49 @@ stream_of(RsPlan *plan, int shard)
 	return plan->streams[shard];
 }
 
+static int
+begin_output(RsOutputMode mode)
+{
+	return mode == RS_OUTPUT_PLAIN ? 0 : rs_capture_begin_output(mode);
+}
+
+static void
+end_output(RsOutputMode mode, int nest_level)
+{
+	if (mode != RS_OUTPUT_PLAIN)
+		rs_capture_end_output(nest_level);
+}
+
+static int
+choose_shard(RsPlan *plan, TupleTableSlot *row)
+{
+	int			nest_level;
+	StringInfo	key;
+
+	if (plan->nshards == 1)
+		return 0;
+	nest_level = begin_output(plan->key_mode);
+	key = key_text(plan, row);
+	end_output(plan->key_mode, nest_level);
+	return rs_shard_of(key->data, key->len, plan->nshards);
+}
+
 void
 rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message)
 {
-	int			nest_level = plan->mode == RS_OUTPUT_PLAIN ? 0 : rs_capture_begin_output(plan->mode);
+	int			nest_level;
 
 	message->stream = stream_of(plan, choose_shard(plan, row));
-	make_payload(plan, row, message);
-	if (plan->mode != RS_OUTPUT_PLAIN)
-		rs_capture_end_output(nest_level);
+	nest_level = begin_output(plan->mode);
+	if (plan->function != NULL)
+	{
+		message->payload = rs_function_call(plan, row);
+		message->length = strlen(message->payload);
+	}
+	else
+	{
+		fill_payload(plan, row);
+		message->payload = rs_payload_text(plan->payload, &message->length);
+	}
+	end_output(plan->mode, nest_level);
 }

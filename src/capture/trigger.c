@@ -31,30 +31,36 @@ record_row(RsPlan *plan, TupleTableSlot *row)
 
 /*
  * An UPDATE that moves the row to another payload or shard announces both: what was
- * known under the old one is to be looked at, too.  With "announced" the old one has been.
+ * known under the old one is to be looked at, too.
  */
 static void
-record_update(RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after, bool announced)
+record_update(RsPlan *plan, TupleTableSlot *before, TupleTableSlot *after)
 {
 	RsMessage	old;
 	RsMessage	new;
-	bool		same;
 
 	if (!rs_row_moved(plan, before, after))
 	{
-		if (!announced)
-			record_row(plan, after);
+		record_row(plan, after);
 		return;
 	}
 	rs_row_message(plan, before, &old);
 	old.payload = memcpy(palloc(old.length), old.payload, old.length);
 	rs_row_message(plan, after, &new);
-	same = new.stream == old.stream && new.length == old.length &&
-		memcmp(new.payload, old.payload, new.length) == 0;
-	if (!same && !announced)
+	if (new.stream != old.stream || new.length != old.length ||
+		memcmp(new.payload, old.payload, new.length) != 0)
 		record(plan, &old);
-	if (!same || !announced)
-		record(plan, &new);
+	record(plan, &new);
+}
+
+/* bulk() has announced the row as it was before: what is left is the new version, if that says something else, whichever
+ * columns changed. */
+static void
+record_rest(RsPlan *plan, TriggerData *trigger)
+{
+	if (TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) &&
+		rs_row_moved(plan, trigger->tg_trigslot, trigger->tg_newslot))
+		record_row(plan, trigger->tg_newslot);
 }
 
 static void
@@ -62,16 +68,14 @@ record_change(TriggerData *trigger)
 {
 	RsPlan	   *plan = rs_plan_get(trigger->tg_trigger, trigger->tg_relation);
 	TupleTableSlot *row = trigger->tg_trigslot;
-	bool		announced = !TRIGGER_FIRED_BY_INSERT(trigger->tg_event) &&
-		rs_announced(trigger->tg_relation, &row->tts_tid);
 
-	if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
-	{
-		if (!announced)
-			record_row(plan, row);
-	}
+	if (!TRIGGER_FIRED_BY_INSERT(trigger->tg_event) &&
+		rs_announced(trigger->tg_relation, &row->tts_tid))
+		record_rest(plan, trigger);
+	else if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+		record_row(plan, row);
 	else if (rs_row_changed(plan, row, trigger->tg_newslot))
-		record_update(plan, row, trigger->tg_newslot, announced);
+		record_update(plan, row, trigger->tg_newslot);
 }
 
 /* ---- rows without a trigger ----------------------------------------------------------- */
