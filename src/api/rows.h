@@ -46,8 +46,8 @@ typedef struct RsSelection
 /* What is done with each row, after it is announced, if it is.  Called in a context that is reset for the next row. */
 typedef void (*RsRowSeen) (void *argument, TupleTableSlot *row);
 
-/* Opens the table, in the current memory context.  If it is to be changed, nobody attaches or detaches it until the transaction
- * ends: its triggers are to be those that know which rows are announced already.  Raises what rs_api_check_table() raises, and
+/* Opens the table, in the current memory context.  One that is to be changed is locked as an UPDATE does it: who attaches it anew
+ * could make a deadlock of that later.  Raises what rs_api_check_table() raises, and
  * object_not_in_prerequisite_state for a table without a primary key that is not attached. */
 extern RsRows *rs_rows_open(Oid table, bool changing);
 extern void rs_rows_close(RsRows *rows);
