@@ -346,7 +346,7 @@ $other->query('SELECT pg_advisory_unlock(7)');
 is($session->result, 3, 'it goes on');
 is((arrived('item'))[0], '1a 2b 3c 4d', 'and is announced');
 
-like($session->query(bulk("item", "id < 4", "UPDATE item SET n = wait() / 0")), qr/^ERROR:  22012/m, "a failure");
+like($session->query(bulk('item', 'id < 4', 'UPDATE item SET n = wait() / 0')), qr/^ERROR:  22012/m, 'a failure');
 like($node->safe_psql('postgres', 'SELECT * FROM redstream.run_delayer()'), qr/^item\|0\|3\|0\|f\|$/m, 'its delay messages are dropped');
 
 $session->query(q{SELECT setval('ran', 1, false)});
