@@ -202,13 +202,11 @@ rs_keyset_condition(RsKeyset *keyset)
 	StringInfoData condition;
 
 	initStringInfo(&condition);
-	appendStringInfoString(&condition, "EXISTS (SELECT FROM ROWS FROM (");
+	/* not in its FROM, where a composite type becomes several columns */
+	appendStringInfoString(&condition, "EXISTS (SELECT FROM (SELECT ");
 	for (int i = 0; i < keyset->ncolumns; i++)
-		appendStringInfo(&condition, "%spg_catalog.unnest($%d)", i > 0 ? ", " : "", i + 1);
-	appendStringInfo(&condition, ") AS %s(", keyset->alias);
-	for (int i = 0; i < keyset->ncolumns; i++)
-		appendStringInfo(&condition, "%sk%d", i > 0 ? ", " : "", i + 1);
-	appendStringInfoString(&condition, ") WHERE ");
+		appendStringInfo(&condition, "%spg_catalog.unnest($%d) AS k%d", i > 0 ? ", " : "", i + 1, i + 1);
+	appendStringInfo(&condition, ") AS %s WHERE ", keyset->alias);
 	for (int i = 0; i < keyset->ncolumns; i++)
 		appendStringInfo(&condition, "%s%s %s %s.k%d", i > 0 ? " AND " : "",
 						 keyset->columns[i].name, keyset->columns[i].equal, keyset->alias, i + 1);
