@@ -25,6 +25,7 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
 #include "nodes/parsenodes.h"
 #include "pgstat.h"
 #include "storage/latch.h"
@@ -89,6 +90,17 @@ is_in_key(RsRows *rows, const char *name)
 	return false;
 }
 
+/* Our own parameters, the keys, are not the caller's. */
+static bool
+refuse_parameters(Node *node, void *context)
+{
+	if (node != NULL && IsA(node, ParamRef))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_PARAMETER),
+				 errmsg("there is no parameter $%d", ((ParamRef *) node)->number)));
+	return raw_expression_tree_walker(node, refuse_parameters, context);
+}
+
 /* The beginning of the UPDATE, up to its WHERE.  Raises an error for more than assignments, and for those that move rows to
  * another place in the order that they are being read in. */
 static char *
@@ -114,6 +126,7 @@ begin_update(RsRows *rows, const char *assignments)
 					 errmsg("cannot update primary key column \"%s\" in batches",
 							lfirst_node(ResTarget, cell)->name),
 					 errhint("Use redstream.bulk().")));
+	(void) refuse_parameters((Node *) update, NULL);
 	if (raw->stmt_len > 0)
 		query[raw->stmt_location + raw->stmt_len] = '\0';
 	return query;
