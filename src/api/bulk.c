@@ -40,7 +40,8 @@ redstream_enqueue(PG_FUNCTION_ARGS)
 	selection.where = rs_rows_matching(rows, text_to_cstring(PG_GETARG_TEXT_PP(1)),
 									   "condition of redstream.enqueue()");
 	selection.lock = rs_rows_lock(rows);
-	count = rs_rows_announce(rows, &selection, NULL, NULL);
+	(void) rs_rows_announce(rows, &selection, NULL, NULL);
+	count = rows->announced;
 	rs_rows_close(rows);
 	SPI_finish();
 	PG_RETURN_INT64(count);

@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "access/stratnum.h"
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -19,10 +20,12 @@
 
 #include "api/keyset.h"
 
-/* The operator, as it can be written whatever the search_path. */
+/* The operator that the type's indexes have for this, as it can be written whatever the search_path. */
 static const char *
-operator_name(Oid operator)
+operator_name(const TypeCacheEntry *type, StrategyNumber strategy)
 {
+	Oid			operator = get_opfamily_member(type->btree_opf, type->btree_opintype,
+											   type->btree_opintype, strategy);
 	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(operator));
 	Form_pg_operator form;
 	const char *name;
@@ -40,11 +43,9 @@ static void
 describe_column(RsKeyColumn *column, RsRows *rows, AttrNumber number)
 {
 	Form_pg_attribute attribute = TupleDescAttr(RelationGetDescr(rows->relation), number - 1);
-	TypeCacheEntry *type = lookup_type_cache(attribute->atttypid,
-											 TYPECACHE_EQ_OPR | TYPECACHE_GT_OPR);
+	TypeCacheEntry *type = lookup_type_cache(attribute->atttypid, TYPECACHE_BTREE_OPFAMILY);
 
-	if (!OidIsValid(type->gt_opr) || !OidIsValid(type->eq_opr) ||
-		!OidIsValid(get_array_type(attribute->atttypid)))
+	if (!OidIsValid(type->btree_opf) || !OidIsValid(get_array_type(attribute->atttypid)))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("column \"%s\" of the primary key of \"%s\" is of a type that cannot be read in batches: %s",
@@ -53,8 +54,10 @@ describe_column(RsKeyColumn *column, RsRows *rows, AttrNumber number)
 	column->name = rs_rows_column(rows, number);
 	column->type = attribute->atttypid;
 	column->typmod = attribute->atttypmod;
-	column->greater = operator_name(type->gt_opr);
-	column->equal = operator_name(type->eq_opr);
+	column->less = operator_name(type, BTLessStrategyNumber);
+	column->less_equal = operator_name(type, BTLessEqualStrategyNumber);
+	column->equal = operator_name(type, BTEqualStrategyNumber);
+	column->greater = operator_name(type, BTGreaterStrategyNumber);
 }
 
 RsKeyset *
@@ -154,44 +157,100 @@ read_place(RsKeyset *keyset, ArrayType *place)
 	return values;
 }
 
-/* Of the rows behind the place, those whose first "same" key columns are as there. */
+/* The rows up to the place whose values are the first parameters. */
 static char *
-behind(RsKeyset *keyset, int same)
+up_to(RsKeyset *keyset)
+{
+	StringInfoData where;
+	int			last = keyset->ncolumns - 1;
+
+	initStringInfo(&where);
+	appendStringInfoString(&where, " AND ");
+	for (int i = 0; i < last; i++)
+		appendStringInfo(&where, "(%s %s $%d AND (%s %s $%d OR ",
+						 keyset->columns[i].name, keyset->columns[i].less_equal, i + 1,
+						 keyset->columns[i].name, keyset->columns[i].less, i + 1);
+	appendStringInfo(&where, "%s %s $%d", keyset->columns[last].name,
+					 keyset->columns[last].less_equal, last + 1);
+	for (int i = 0; i < last; i++)
+		appendStringInfoString(&where, "))");
+	return where.data;
+}
+
+/* Of the rows behind the place whose values are the parameters from "first" on, those whose first "same" key columns are as
+ * there. */
+static char *
+behind(RsKeyset *keyset, int first, int same)
 {
 	StringInfoData where;
 
 	initStringInfo(&where);
 	for (int i = 0; i < same; i++)
 		appendStringInfo(&where, " AND %s %s $%d", keyset->columns[i].name,
-						 keyset->columns[i].equal, i + 1);
+						 keyset->columns[i].equal, first + i);
 	appendStringInfo(&where, " AND %s %s $%d", keyset->columns[same].name,
-					 keyset->columns[same].greater, same + 1);
+					 keyset->columns[same].greater, first + same);
 	return where.data;
+}
+
+/* Adds the values of a place to the parameters. */
+static void
+add_place(RsKeyset *keyset, RsSelection *selection, ArrayType *place)
+{
+	Datum	   *values = read_place(keyset, place);
+
+	for (int i = 0; i < keyset->ncolumns; i++)
+	{
+		selection->types[selection->nargs] = keyset->columns[i].type;
+		selection->values[selection->nargs++] = values[i];
+	}
 }
 
 int64
 rs_keyset_read(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
-			   ArrayType *start, int64 limit)
+			   const RsKeyRange *range, int64 limit)
 {
 	RsSelection part = *selection;
+	const char *where = selection->where;
 	int64		count = 0;
+	int			first;
 
 	part.ordered = true;
-	part.limit = limit;
-	if (start == NULL)
+	part.types = palloc(sizeof(Oid) * keyset->ncolumns * 2);
+	part.values = palloc(sizeof(Datum) * keyset->ncolumns * 2);
+	if (range->last != NULL)
+	{
+		add_place(keyset, &part, range->last);
+		where = psprintf("%s%s", where, up_to(keyset));
+	}
+	if (range->after == NULL)
+	{
+		part.where = where;
+		part.limit = limit;
 		return rs_rows_announce(rows, &part, rs_keyset_add, keyset);
-	part.nargs = keyset->ncolumns;
-	part.types = palloc(sizeof(Oid) * keyset->ncolumns);
-	for (int i = 0; i < keyset->ncolumns; i++)
-		part.types[i] = keyset->columns[i].type;
-	part.values = read_place(keyset, start);
+	}
+	first = part.nargs + 1;
+	add_place(keyset, &part, range->after);
 	for (int same = keyset->ncolumns - 1; same >= 0 && count < limit; same--)
 	{
-		part.where = psprintf("%s%s", selection->where, behind(keyset, same));
+		part.where = psprintf("%s%s", where, behind(keyset, first, same));
 		part.limit = limit - count;
 		count += rs_rows_announce(rows, &part, rs_keyset_add, keyset);
 	}
 	return count;
+}
+
+ArrayType *
+rs_keyset_end(RsRows *rows, const RsSelection *selection)
+{
+	RsKeyset   *keyset = rs_keyset_create(rows);
+	RsKeyRange	all = {NULL, NULL};
+	RsSelection last = *selection;
+
+	last.looking = true;
+	last.backwards = true;
+	(void) rs_keyset_read(keyset, rows, &last, &all, 1);
+	return rs_keyset_last(keyset);
 }
 
 /* ---- a set of rows -------------------------------------------------------------------- */

@@ -16,8 +16,10 @@ typedef struct RsKeyColumn
 	const char *name;			/* as rs_rows_column() */
 	Oid			type;
 	int32		typmod;
-	const char *greater;		/* the type's own operators, as OPERATOR(schema.name) */
+	const char *less;			/* the type's own operators, as OPERATOR(schema.name) */
+	const char *less_equal;
 	const char *equal;
+	const char *greater;
 	ArrayBuildState *values;	/* of the rows seen */
 } RsKeyColumn;
 
@@ -40,13 +42,22 @@ extern void rs_keyset_add(void *keyset, TupleTableSlot *row);
 /* A text array of the last row's key; NULL if there is none. */
 extern ArrayType *rs_keyset_last(RsKeyset *keyset);
 
+/* Rows between two keys, text arrays: those behind "after" up to "last".  NULL: from the beginning, to the end. */
+typedef struct RsKeyRange
+{
+	ArrayType  *after;
+	ArrayType  *last;
+} RsKeyRange;
+
 /*
- * Selects up to "limit" rows from behind that key on ("start", a text array; NULL: from the beginning), in the order of the key,
- * as rs_rows_announce(), and adds them to the set.  Raises what a value that is none raises, and
- * array_subscript_error for another number of values.
+ * Selects up to "limit" rows of the range, in the order of the key, as rs_rows_announce(), and adds them to the set.  Raises what
+ * a value that is none raises, and array_subscript_error for another number of values.
  */
 extern int64 rs_keyset_read(RsKeyset *keyset, RsRows *rows, const RsSelection *selection,
-							ArrayType *start, int64 limit);
+							const RsKeyRange *range, int64 limit);
+
+/* The key of the last of the rows; NULL if there are none.  (Only the selection's where counts.) */
+extern ArrayType *rs_keyset_end(RsRows *rows, const RsSelection *selection);
 
 /* Announces those of the rows in the set that the selection still finds, in the order of the key, and adds them to the
  * other set. */

@@ -6,17 +6,23 @@
  * two is announced first.  Not so where the payload says more than the key: an older one must not be the last word.  Such
  * rows are locked until the transaction ends (rs_rows_lock()).
  *
+ * The attachment's condition is not part of the query, which would be parsed with the caller's search_path: printed as SQL, some
+ * expressions do not name the operator that they use.  It is evaluated on each row.
+ *
  * Of a table with children by inheritance only its own rows are meant, as its triggers see only these.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
 #include "parser/parser.h"
 #include "tcop/tcopprot.h"
 #include "utils/acl.h"
@@ -24,6 +30,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/portal.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
@@ -32,7 +39,7 @@
 #include "api/target.h"
 
 #define FETCH_ROWS 256
-#define FIRST_COLUMN 4			/* of the query's result, after tableoid and ctid, if needed, and whether it is announced */
+#define FIRST_COLUMN 3			/* of the query's result, after tableoid and ctid, which may be null */
 
 /* ---- the table ----------------------------------------------------------------------- */
 
@@ -63,6 +70,35 @@ key_in_order(Oid table)
 	return key;
 }
 
+/* The condition of the attachment, and the columns that it looks at. */
+static void
+prepare_condition(RsRows *rows)
+{
+	Node	   *condition = rs_capture_condition(rows->captured);
+	TupleDesc	descriptor = RelationGetDescr(rows->relation);
+	Bitmapset  *numbers = NULL;
+	int			member = -1;
+
+	if (condition == NULL)
+		return;
+	rows->estate = CreateExecutorState();
+	rows->condition = ExecPrepareQual(make_ands_implicit((Expr *) condition), rows->estate);
+	pull_varattnos(condition, 1, &numbers);
+	while ((member = bms_next_member(numbers, member)) >= 0)
+	{
+		AttrNumber	number = member + FirstLowInvalidHeapAttributeNumber;
+
+		if (number > 0)
+			rows->columns = bms_add_member(rows->columns, number);
+		else if (number == TableOidAttributeNumber)
+			rows->placed = true;
+		else					/* the whole row */
+			for (int i = 0; i < descriptor->natts; i++)
+				if (!TupleDescAttr(descriptor, i)->attisdropped)
+					rows->columns = bms_add_member(rows->columns, i + 1);
+	}
+}
+
 RsRows *
 rs_rows_open(Oid table, bool changing)
 {
@@ -87,16 +123,21 @@ rs_rows_open(Oid table, bool changing)
 													  RelationGetRelationName(relation)));
 	rows->key = key_in_order(table);
 	rows->columns = rs_capture_row_columns(rows->captured);
-	/* A partition may be attached by itself, to another stream.  And who may only read some columns may not read a
-	 * row's place: his rows are announced twice. */
-	rows->noting = attachment != NULL &&
+	prepare_condition(rows);
+	/* Without an attachment a partition may still be attached by itself, to another stream.  What a function returns may
+	 * depend on what is going to be changed.  And who may only read some columns may not read a row's place: his rows are
+	 * announced twice. */
+	rows->noting = changing && attachment != NULL && attachment->function == NULL &&
 		pg_class_aclcheck(table, GetUserId(), ACL_SELECT) == ACLCHECK_OK;
+	rows->placed |= rows->noting;
 	return rows;
 }
 
 void
 rs_rows_close(RsRows *rows)
 {
+	if (rows->estate != NULL)
+		FreeExecutorState(rows->estate);
 	table_close(rows->relation, NoLock);
 }
 
@@ -125,57 +166,35 @@ rs_rows_lock(RsRows *rows)
 
 /* ---- the query ------------------------------------------------------------------------- */
 
-/* The attachment's condition as SQL; "true" if there is none. */
-static char *
-announced_if(RsRows *rows)
-{
-	Node	   *condition = rs_capture_condition(rows->captured);
-
-	return condition == NULL ? "true" :
-		psprintf("(%s)", rs_api_condition_text(rows->relation, condition,
-											   RelationGetRelationName(rows->relation)));
-}
-
 /* Without a key the order is that of the rows' places: the same for everybody, at least. */
 static void
-append_order(StringInfo query, RsRows *rows)
+append_order(StringInfo query, RsRows *rows, bool backwards)
 {
 	ListCell   *cell;
 
 	if (rows->key == NIL)
 		appendStringInfo(query, " ORDER BY %s.tableoid, %s.ctid", rows->name, rows->name);
 	foreach(cell, rows->key)
-		appendStringInfo(query, "%s%s", foreach_current_index(cell) == 0 ? " ORDER BY " : ", ",
-						 rs_rows_column(rows, lfirst_int(cell)));
-}
-
-/* Are the triggers kept from announcing these rows again? */
-static bool
-noted(RsRows *rows, const RsSelection *selection)
-{
-	return rows->noting && selection->changing && !selection->looking;
+		appendStringInfo(query, "%s%s%s", foreach_current_index(cell) == 0 ? " ORDER BY " : ", ",
+						 rs_rows_column(rows, lfirst_int(cell)), backwards ? " DESC" : "");
 }
 
 static char *
 make_query(RsRows *rows, const RsSelection *selection)
 {
 	StringInfoData query;
-	char	   *condition = announced_if(rows);
 	int			number = -1;
 
 	initStringInfo(&query);
-	if (noted(rows, selection))
-		appendStringInfo(&query, "SELECT %s.tableoid, %s.ctid, ", rows->name, rows->name);
+	if (rows->placed)
+		appendStringInfo(&query, "SELECT %s.tableoid, %s.ctid", rows->name, rows->name);
 	else
-		appendStringInfoString(&query, "SELECT NULL, NULL, ");
-	appendStringInfoString(&query, selection->changing ? condition : "true");
+		appendStringInfoString(&query, "SELECT NULL, NULL");
 	while ((number = bms_next_member(rows->columns, number)) >= 0)
 		appendStringInfo(&query, ", %s", rs_rows_column(rows, number));
 	appendStringInfo(&query, " FROM %s WHERE %s", rows->table, selection->where);
-	if (!selection->changing)
-		appendStringInfo(&query, " AND %s", condition);
 	if (selection->ordered)
-		append_order(&query, rows);
+		append_order(&query, rows, selection->backwards);
 	if (selection->limit > 0)
 		appendStringInfo(&query, " LIMIT " INT64_FORMAT, selection->limit);
 	if (!selection->looking)
@@ -186,8 +205,7 @@ make_query(RsRows *rows, const RsSelection *selection)
 double
 rs_rows_estimate(RsRows *rows, const char *where)
 {
-	char	   *query = psprintf("SELECT FROM %s WHERE %s AND %s", rows->table, where,
-								 announced_if(rows));
+	char	   *query = psprintf("SELECT FROM %s WHERE %s", rows->table, where);
 	List	   *queries = pg_analyze_and_rewrite_fixedparams(linitial_node(RawStmt, pg_parse_query(query)),
 															 query, NULL, 0, NULL);
 	PlannedStmt *plan = pg_plan_query(linitial_node(Query, queries), query, 0, NULL);
@@ -212,6 +230,20 @@ store_row(RsRows *rows, HeapTuple tuple, TupleTableSlot *row)
 	ExecStoreVirtualTuple(row);
 }
 
+/* Does the attachment's condition hold for the row? */
+static bool
+is_announced(RsRows *rows, TupleTableSlot *row)
+{
+	ExprContext *context;
+
+	if (rows->estate == NULL)
+		return true;
+	context = GetPerTupleExprContext(rows->estate);
+	ResetExprContext(context);
+	context->ecxt_scantuple = row;
+	return ExecQual(rows->condition, context);
+}
+
 static void
 announce_row(RsRows *rows, const RsSelection *selection, HeapTuple tuple, TupleTableSlot *row)
 {
@@ -219,14 +251,15 @@ announce_row(RsRows *rows, const RsSelection *selection, HeapTuple tuple, TupleT
 	bool		null;
 	Datum		table = SPI_getbinval(tuple, descriptor, 1, &null);
 	Datum		place = SPI_getbinval(tuple, descriptor, 2, &null);
-	Datum		announced = SPI_getbinval(tuple, descriptor, 3, &null);
 
 	store_row(rows, tuple, row);
-	if (selection->looking || null || !DatumGetBool(announced))
+	row->tts_tableOid = rows->placed ? DatumGetObjectId(table) : InvalidOid;
+	if (selection->looking || !is_announced(rows, row))
 		return;
 	rs_capture_row(rows->captured, row);
-	if (noted(rows, selection))
-		rs_capture_note_announced(DatumGetObjectId(table), (ItemPointer) DatumGetPointer(place));
+	rows->announced++;
+	if (rows->noting && selection->changing)
+		rs_capture_note_announced(row->tts_tableOid, (ItemPointer) DatumGetPointer(place));
 }
 
 int64
@@ -241,6 +274,7 @@ rs_rows_announce(RsRows *rows, const RsSelection *selection, RsRowSeen seen, voi
 	MemoryContext old = CurrentMemoryContext;
 	int64		count = 0;
 
+	PinPortal(portal);			/* a function that is called on the way might close it */
 	for (;;)
 	{
 		SPI_cursor_fetch(portal, true, FETCH_ROWS);
@@ -260,6 +294,7 @@ rs_rows_announce(RsRows *rows, const RsSelection *selection, RsRowSeen seen, voi
 		SPI_freetuptable(SPI_tuptable);
 	}
 	SPI_freetuptable(SPI_tuptable);
+	UnpinPortal(portal);
 	SPI_cursor_close(portal);
 	ExecDropSingleTupleTableSlot(row);
 	MemoryContextDelete(context);

@@ -10,6 +10,7 @@
 #define RS_API_ROWS_H
 
 #include "executor/tuptable.h"
+#include "nodes/execnodes.h"
 #include "lib/stringinfo.h"
 #include "nodes/bitmapset.h"
 #include "nodes/pg_list.h"
@@ -25,7 +26,11 @@ typedef struct RsRows
 	const char *name;			/* what columns are qualified with */
 	List	   *key;			/* numbers of the primary key's columns, in the order of its index; or NIL */
 	Bitmapset  *columns;		/* to be read; callers may add to it */
+	bool		placed;			/* so are a row's table and place */
 	bool		noting;			/* its triggers can be kept from announcing the same rows again */
+	EState	   *estate;			/* for the attachment's condition: NULL, all rows are announced */
+	ExprState  *condition;
+	int64		announced;		/* rows so far */
 } RsRows;
 
 /* Which rows, and what becomes of them. */
@@ -33,10 +38,10 @@ typedef struct RsSelection
 {
 	const char *where;			/* SQL, made by rs_rows_matching() and the like */
 	const char *lock;			/* FOR UPDATE and the like; "": none */
-	bool		changing;		/* they are about to be changed: those that the attachment's condition leaves out come, too,
-								 * but are not announced; and the triggers do not announce the others again */
+	bool		changing;		/* they are about to be changed: the triggers are not to announce them again */
 	bool		looking;		/* they are only read: neither locked nor announced */
 	bool		ordered;		/* by primary key */
+	bool		backwards;		/* from the last one on */
 	int64		limit;			/* 0: none */
 	int			nargs;			/* parameters of "where" */
 	Oid		   *types;
@@ -63,8 +68,8 @@ extern const char *rs_rows_column(RsRows *rows, AttrNumber number);
 extern const char *rs_rows_lock(RsRows *rows);
 
 /*
- * Announces the selected rows, unless they are only looked at, and returns how many there were.  "seen" may be NULL.  Raises what the query raises, and what
- * rs_capture_row() raises.
+ * Announces those of the selected rows that the attachment's condition does not leave out, unless they are only looked at, and
+ * returns how many were selected.  "seen" may be NULL.  Raises what the query raises, and what rs_capture_row() raises.
  */
 extern int64 rs_rows_announce(RsRows *rows, const RsSelection *selection,
 							  RsRowSeen seen, void *argument);

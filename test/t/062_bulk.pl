@@ -115,9 +115,10 @@ arrives('twice in a transaction', 'item', 'BEGIN;' . bulk('item', 'id = 1', 'UPD
 $node->safe_psql('postgres', q{
 	CREATE FUNCTION describe(item) RETURNS json LANGUAGE sql AS $$ SELECT json_build_object('id', $1.id, 'name', $1.name) $$});
 reset_item(q{payload_function => 'describe'});
-arrives('a payload function', 'item', bulk('item', 'id < 3', 'UPDATE item SET n = n + 1 WHERE id < 4'), '1a 2b 3c', 2);
+# what it returns may depend on what the statement changes: the triggers call it again
+arrives('a payload function', 'item', bulk('item', 'id < 3', 'UPDATE item SET n = n + 1 WHERE id < 4'), '1a 2b 1a 2b 3c', 2);
 arrives('a payload function that says something else', 'item', bulk('item', 'id < 3', q{UPDATE item SET name = 'x' WHERE id < 3}),
-	'1a 2b 1x 2x', 2);
+	'1a 2b 1a 1x 2b 2x', 2);
 
 # ---- a condition of attach() -------------------------------------------------------------------------
 

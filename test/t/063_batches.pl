@@ -123,8 +123,8 @@ my $output = $session->query(update(q{'item', 'v = v + 1', 'id > 1', batch_size 
 is(all_v(), '0 6 6 6 1 1', 'the condition of attach() keeps no row from being updated');
 is(arrived('item'), '{"id":5,"v":0} {"id":5,"v":1} {"id":6,"v":0} {"id":6,"v":1}', 'but from being announced');
 is(join(' ', places($output)), q('{3}' '{5}' '{6}'), 'all are counted');
-is(join(' ', places($session->query(enqueue(q{'item', batch_size => 2})))), q('{5}' '{6}'), 'bulk_enqueue() is about the others');
-is(arrived('item'), '{"id":1,"v":0} {"id":5,"v":1} {"id":6,"v":1}', 'and announces them');
+is(join(' ', places($session->query(enqueue(q{'item', batch_size => 2})))), q('{2}' '{4}' '{6}'), 'so it is with bulk_enqueue()');
+is(arrived('item'), '{"id":1,"v":0} {"id":5,"v":1} {"id":6,"v":1}', 'which announces the others');
 
 # ---- start_after -----------------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ is(arrived('large'), join(' ', map { sprintf '{"n":%d,"big":"%s","others":4}', $
 my ($place) = places($output);
 is($place, q('{) . 'kä' x 3000 . q(2}'), 'a long key is told in full');
 $session->query(update("'large', 'v = v + 1', batch_size => 2, start_after => $place"));
-is(scalar(split ' ', arrived('large')), 3, 'and can be gone on from');
+is(scalar(split ' ', arrived('large')), 6, 'and can be gone on from');
 is($node->safe_psql('postgres', q{SELECT string_agg(v::text, ' ' ORDER BY n) FROM large}), '0 0 1 1 1', 'the rows behind it are updated');
 
 is_deeply([ crashes($node) ], [], 'no crash');

@@ -118,7 +118,7 @@ refused('another type', update(q{'item', $$v = 'x'$$}), '22P02', 'invalid input 
 refused('a parameter', update(q{'item', 'v = $1'}), '42P02', 'there is no parameter \$1');
 refused('a parameter in a subquery', update(q{'item', 'v = (SELECT 1 + ($2)[1] FROM item LIMIT 1)'}), '42P02', 'there is no parameter \$2');
 refused('a condition that is none', update(q{'item', 'v = 1', 'true) OR (true'}), '42601', '');
-refused('another one', enqueue(q{'item', ''}), '42601', q{condition of redstream\.bulk_enqueue\(\) is not one expression});
+refused('another one', enqueue(q{'item', ''}), '42601', q{not one expression});
 refused('an error', update(q{'item', 'v = 1 / (id - 3)', batch_size => 3}), '22012', 'division by zero');
 refused('no table', update(q{NULL, 'v = 1'}), '22004', 'target must not be null');
 refused('no assignments', update(q{'item', NULL}), '22004', 'assignments must not be null');
