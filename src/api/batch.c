@@ -99,12 +99,14 @@ update_rows(RsKeyset *keyset, const char *update)
 {
 	Oid		   *types;
 	Datum	   *values;
+	MemoryContext old = CurrentMemoryContext;
 	int			result;
 
 	rs_keyset_parameters(keyset, &types, &values);
 	/* a line of its own: the assignments may end in a comment */
 	result = SPI_execute_with_args(psprintf("%s\nWHERE %s", update, rs_keyset_condition(keyset)),
 								   keyset->ncolumns, types, values, NULL, false, 0);
+	MemoryContextSwitchTo(old);	/* SPI returns in its own, which lasts as long as the call */
 	if (result != SPI_OK_UPDATE)
 		elog(ERROR, "could not update a batch: %s", SPI_result_code_string(result));
 }

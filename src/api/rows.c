@@ -262,16 +262,16 @@ announce_row(RsRows *rows, const RsSelection *selection, HeapTuple tuple, TupleT
 		rs_capture_note_announced(row->tts_tableOid, (ItemPointer) DatumGetPointer(place));
 }
 
+/* SPI returns in its own memory context, which lasts as long as the call of a procedure, and not in its caller's. */
 int64
 rs_rows_announce(RsRows *rows, const RsSelection *selection, RsRowSeen seen, void *argument)
 {
+	MemoryContext old = CurrentMemoryContext;
+	MemoryContext context = AllocSetContextCreate(old, "redstream row", ALLOCSET_DEFAULT_SIZES);
+	TupleTableSlot *row = MakeSingleTupleTableSlot(RelationGetDescr(rows->relation), &TTSOpsVirtual);
 	Portal		portal = SPI_cursor_open_with_args(NULL, make_query(rows, selection),
 												   selection->nargs, selection->types,
 												   selection->values, NULL, false, 0);
-	TupleTableSlot *row = MakeSingleTupleTableSlot(RelationGetDescr(rows->relation), &TTSOpsVirtual);
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "redstream row",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = CurrentMemoryContext;
 	int64		count = 0;
 
 	PinPortal(portal);			/* a function that is called on the way might close it */
@@ -296,6 +296,7 @@ rs_rows_announce(RsRows *rows, const RsSelection *selection, RsRowSeen seen, voi
 	SPI_freetuptable(SPI_tuptable);
 	UnpinPortal(portal);
 	SPI_cursor_close(portal);
+	MemoryContextSwitchTo(old);
 	ExecDropSingleTupleTableSlot(row);
 	MemoryContextDelete(context);
 	return count;

@@ -316,6 +316,22 @@ $session->query(update("'large', 'v = v + 1', batch_size => 2, start_after => $p
 is(scalar(split ' ', arrived('large')), 6, 'and can be gone on from');
 is($node->safe_psql('postgres', q{SELECT string_agg(v::text, ' ' ORDER BY n) FROM large}), '0 0 1 1 1', 'the rows behind it are updated');
 
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+# A trigger looks how much the session has, early and late.
+make_item(3000, q{payload => ARRAY['id', 't']});
+$node->safe_psql('postgres', q{
+	CREATE TABLE used (id integer, bytes bigint);
+	CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
+	BEGIN
+		INSERT INTO used SELECT NEW.id, sum(total_bytes) FROM pg_backend_memory_contexts;
+		RETURN NEW;
+	END $$;
+	CREATE TRIGGER look BEFORE UPDATE ON item FOR EACH ROW WHEN (OLD.id IN (1000, 3000)) EXECUTE FUNCTION look()});
+$session->query('SET client_min_messages = warning; SET synchronous_commit = off;' . update(q{'item', 'v = v + 1', batch_size => 1}));
+cmp_ok($node->safe_psql('postgres', 'SELECT max(bytes) - min(bytes) FROM used'), '<', 1024 * 1024, 'a batch leaves no memory behind');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM used'), 2, 'as was looked at twice');
+
 is_deeply([ crashes($node) ], [], 'no crash');
 $session->close;
 $node->stop;
