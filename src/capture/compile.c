@@ -201,13 +201,13 @@ compile_streams(RsPlan *plan, const RsAttachment *attachment)
 }
 
 static void
-check_key(Relation relation, List *key, const char *what, const char *instead)
+check_key(Relation relation, List *key, const char *what, const char *hint)
 {
 	if (key == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("table \"%s\" has no primary key %s", RelationGetRelationName(relation), what),
-				 errhint("Add one, call redstream.attach() again %s, or redstream.detach().", instead)));
+				 errhint("%s", hint)));
 }
 
 /* What a table that is not attached is announced as: its primary key, to the stream of its name. */
@@ -243,14 +243,16 @@ rs_plan_compile(RsPlan *plan, const Trigger *trigger, Relation relation)
 	{
 		if (payload == NIL)
 			check_key(relation, key, trigger != NULL ? "any more to be announced" : "to be announced",
-					  "with a payload");
+					  trigger != NULL ? "Add one, call redstream.attach() again with a payload, or redstream.detach()." :
+					  "Add one, or call redstream.attach() with a payload.");
 		compile_payload(plan, relation, payload);
 		plan->key_only = list_difference_int(payload, key) == NIL;
 		told = list_intersection_int(payload, key);
 	}
 	if (plan->nshards > 1)
 	{
-		check_key(relation, key, "any more to choose the shard by", "without shards");
+		check_key(relation, key, "any more to choose the shard by",
+				  "Add one, call redstream.attach() again without shards, or redstream.detach().");
 		plan->nkeys = list_length(key);
 		plan->keys = compile_columns(plan, relation, key, &plan->key_mode);
 		told = key;
