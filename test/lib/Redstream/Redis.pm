@@ -190,6 +190,14 @@ sub command
 	return $reply;
 }
 
+# The next command opens a connection of its own: for a process that was forked.
+sub reconnect
+{
+	my ($self) = @_;
+	delete $self->{connection};
+	return;
+}
+
 # The entries of a stream, oldest first: a list of [id, {field => value}].
 sub entries
 {
