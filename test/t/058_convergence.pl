@@ -206,6 +206,18 @@ my @rare = (
 	[ 'a large transaction rolled back', 'BEGIN; LOCK {t}; UPDATE {t} SET v = -1; TRUNCATE {t}; ROLLBACK;' ],
 	[ 'COPY that is rolled back', "BEGIN;\nCOPY {t} (id, region, v) FROM STDIN;\n{new}\\.\nROLLBACK" ],
 	[ 'TRUNCATE of a partition that is partitioned', 'TRUNCATE part_2' ],
+	[ 'bulk() of fewer rows than the statement changes', q{
+		DO $$BEGIN
+			PERFORM redstream.bulk('{t}', 'id % 3 = 0', 'UPDATE {t} SET v = v + 1 WHERE id % 3 = 0 OR id % 7 = 0');
+		END$$} ],
+	[ 'bulk() of keys that change', q{
+		BEGIN;
+		DELETE FROM {t} WHERE id < 0;
+		DO $$BEGIN
+			PERFORM redstream.bulk('{t}', 'id % 10 = 1', 'UPDATE {t} SET id = -id WHERE id % 10 = 1');
+		END$$;
+		COMMIT;} ],
+	[ 'bulk_update()', q{CALL redstream.bulk_update('{t}', 'v = v + 1', 'id % 3 = 0', 200)} ],
 	[ 'TRUNCATE of two tables', q{
 		BEGIN;
 		TRUNCATE {t}, {u};
@@ -301,9 +313,10 @@ sub run_load
 {
 	my ($name, $for, $kills) = @_;
 	my $session = Redstream::Session->new($node);
+	$session->query("SET client_min_messages = 'warning'");
 	my $begin = time;
 	my $pgbench = start_pgbench($for);
-	my $steps = @rare > $for / 2 ? @rare : int $for / 2;
+	my $steps = @rare > $for ? @rare : $for;
 	my ($step, $killed) = (0, 0);
 
 	while (waitpid($pgbench, POSIX::WNOHANG()) == 0)
