@@ -37,7 +37,7 @@ OBJS = \
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
-OWN_GOALS = check demo bench bench-large bench-delayer \
+OWN_GOALS = check demo bench bench-large bench-delayer bench-bulk \
 	unit clean help
 
 ifneq (,$(filter $(OWN_GOALS), $(MAKECMDGOALS)))
@@ -60,6 +60,9 @@ bench-large:
 bench-delayer:
 	@test/in-copy test/bench/delayer
 
+bench-bulk:
+	@test/in-copy test/bench/bulk
+
 unit:
 	$(MAKE) -C test/unit check
 
@@ -79,6 +82,7 @@ help:
 	@echo 'make bench         measure it; needs nothing beforehand'
 	@echo 'make bench-large   what one transaction of 5,000,000 rows costs itself and others'
 	@echo 'make bench-delayer how fast due messages are moved, and what that costs Redis'
+	@echo 'make bench-bulk    what announcing many rows at once costs'
 	@echo 'make unit          run the unit tests here'
 	@echo 'make clean         remove what was built'
 
