@@ -18,6 +18,7 @@
 #include "utils/ruleutils.h"
 
 #include "api/condition.h"
+#include "capture/capture.h"
 
 #define SELECT "SELECT "
 
@@ -125,11 +126,16 @@ rs_api_parse_condition(Relation relation, const char *text, ParseExprKind kind, 
 	return condition;
 }
 
+/* Constants are printed as the session prints values, and not in every style do they mean the same when they are read
+ * again: time zones by abbreviation, floats that are cut. */
 char *
 rs_api_condition_text(Relation relation, Node *condition, const char *name)
 {
-	return deparse_expression(condition,
-							  deparse_context_for(name != NULL ? name : RelationGetRelationName(relation),
-												  RelationGetRelid(relation)),
-							  name != NULL, false);
+	int			nest_level = rs_capture_begin_output(RS_OUTPUT_COMMON);
+	List	   *context = deparse_context_for(name != NULL ? name : RelationGetRelationName(relation),
+											  RelationGetRelid(relation));
+	char	   *text = deparse_expression(condition, context, name != NULL, false);
+
+	rs_capture_end_output(nest_level);
+	return text;
 }

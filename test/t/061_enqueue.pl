@@ -166,6 +166,27 @@ arrives('OR does not reach beyond the condition of attach()', 'item',
 	q{SELECT FROM redstream.attach('item', condition => 'n > 0 OR n IS NULL');} . enqueue('item', 'false OR id IN (3, 4)'), '4');
 $node->safe_psql('postgres', q{SELECT redstream.detach('item')});
 
+# Constants mean the same when PostgreSQL has printed them and reads them again, whatever the session's settings: IST is not India's
+# time everywhere, and 0.1 + 0.2 has more than twelve digits.
+$node->safe_psql('postgres', q{
+	CREATE TABLE moment (id integer PRIMARY KEY, at timestamptz, day date, n float8, i interval);
+	INSERT INTO moment VALUES (1, '2026-03-02 00:30:00+01', '2026-03-02', 0.1::float8 + 0.2::float8, '-1 day 2 hours');
+	INSERT INTO moment SELECT 2, at - '3.5 hours'::interval, '2026-02-03', 0.3, '-1 day -2 hours' FROM moment});
+foreach my $style ('ISO, DMY', 'SQL, DMY', 'SQL, MDY', 'German', 'Postgres, MDY')
+{
+	my $settings = "SET DateStyle = '$style'; SET TimeZone = 'Asia/Kolkata'; SET IntervalStyle = sql_standard; SET extra_float_digits = -3";
+	my $reset = 'RESET DateStyle; RESET TimeZone; RESET IntervalStyle; RESET extra_float_digits';
+
+	foreach my $condition (q{at = '2026-03-02 00:30:00+01'}, q{day = '2026-03-02'}, q{n = '0.30000000000000004'}, q{i = '-22:00'})
+	{
+		arrives("DateStyle $style: $condition", 'moment', "$settings;" . enqueue('moment', $condition) . ";$reset", '1');
+	}
+	arrives("DateStyle $style: a condition of attach()", 'moment',
+		qq{$settings; SELECT FROM redstream.attach('moment', condition => \$\$at = '2026-03-02 00:30:00+01'\$\$); $reset;} .
+		enqueue('moment'), '1');
+	$session->query(q{SELECT redstream.detach('moment')});
+}
+
 foreach my $condition (
 	'true) OR (true', 'true UNION SELECT true', 'true; DROP TABLE item', '', 'true AS x', 'true, true', 'true LIMIT 1',
 	'true FOR UPDATE', 'DISTINCT true', 'true FROM item', 'true ORDER BY 1', 'id =', '/* true', q{'}, ')')
