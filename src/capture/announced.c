@@ -3,16 +3,14 @@
  *	  The rows that bulk() has announced before it runs its statement, so that the triggers need not do it again.
  *
  * They are known by table and place: bulk() has locked them, so until the transaction ends nobody else can
- * put another version there.  Only the statement itself can, by rewriting a table, which an invalidation tells: then
- * nothing is known any more, and the rows are announced twice.  A page of the table is one cell with a bit for each of its
- * lines.
+ * put another version there.  Only the statement itself can, by rewriting the table: one that this transaction has made or
+ * rewritten is announced twice.  A page of the table is one cell with a bit for each of its lines.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "catalog/pg_am.h"
 #include "common/hashfn.h"
-#include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -43,10 +41,7 @@ typedef struct BulkPage
 struct RsAnnounced
 {
 	MemoryContext context;
-	RsAnnounced *outer;
 	pages_hash *pages;
-	List	   *tables;			/* that rows are known of, the latest last */
-	bool		forgotten;		/* nothing is known any more */
 };
 
 static RsAnnounced *announced;
@@ -57,10 +52,9 @@ rs_capture_begin_announced(void)
 	RsAnnounced *outer = announced;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "redstream announced rows",
 												  ALLOCSET_DEFAULT_SIZES);
-	RsAnnounced *inner = MemoryContextAllocZero(context, sizeof(RsAnnounced));
+	RsAnnounced *inner = MemoryContextAlloc(context, sizeof(RsAnnounced));
 
 	inner->context = context;
-	inner->outer = outer;
 	inner->pages = pages_create(context, 256, NULL);
 	announced = inner;
 	return outer;
@@ -86,32 +80,12 @@ line_of(ItemPointer row)
 	return ItemPointerGetOffsetNumber(row) - FirstOffsetNumber;
 }
 
-static void
-note_table(Oid table)
-{
-	MemoryContext old;
-
-	if (announced->tables != NIL && llast_oid(announced->tables) == table)
-		return;
-	old = MemoryContextSwitchTo(announced->context);
-	announced->tables = lappend_oid(list_delete_oid(announced->tables, table), table);
-	MemoryContextSwitchTo(old);
-}
-
-void
-rs_announced_forget(Oid table)
-{
-	for (RsAnnounced *set = announced; set != NULL; set = set->outer)
-		if (!OidIsValid(table) || list_member_oid(set->tables, table))
-			set->forgotten = true;
-}
-
 void
 rs_capture_note_announced(Oid table, ItemPointer row)
 {
 	uint64		key = page_key(table, row);
 	size_t		limit = (size_t) rs_transaction_buffer * 1024;
-	BulkPage	   *page = pages_lookup(announced->pages, key);
+	BulkPage   *page = pages_lookup(announced->pages, key);
 	bool		found;
 
 	if (line_of(row) >= MaxHeapTuplesPerPage)
@@ -123,18 +97,24 @@ rs_capture_note_announced(Oid table, ItemPointer row)
 		page = pages_insert(announced->pages, key, &found);
 		memset(page->lines, 0, sizeof(page->lines));
 	}
-	note_table(table);
 	page->lines[line_of(row) / BITS] |= UINT64CONST(1) << line_of(row) % BITS;
+}
+
+/* Can the place of a row not have become another one's?  (What it means in a foreign table is not known.) */
+static bool
+is_stable(Relation relation)
+{
+	return relation->rd_rel->relam == HEAP_TABLE_AM_OID &&
+		relation->rd_createSubid == InvalidSubTransactionId &&
+		relation->rd_firstRelfilenodeSubid == InvalidSubTransactionId;
 }
 
 bool
 rs_announced(Relation relation, ItemPointer row)
 {
-	BulkPage	   *page;
+	BulkPage   *page;
 
-	/* What the place of a row of a foreign table means is not known. */
-	if (announced == NULL || announced->forgotten || relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
-		line_of(row) >= MaxHeapTuplesPerPage)
+	if (announced == NULL || !is_stable(relation) || line_of(row) >= MaxHeapTuplesPerPage)
 		return false;
 	page = pages_lookup(announced->pages, page_key(RelationGetRelid(relation), row));
 	return page != NULL && (page->lines[line_of(row) / BITS] >> line_of(row) % BITS & 1) != 0;

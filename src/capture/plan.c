@@ -37,7 +37,6 @@ on_change_of_relation(Datum argument, Oid relation)
 	PlanEntry  *entry;
 
 	changes++;
-	rs_announced_forget(relation);
 	hash_seq_init(&scan, plans);
 	while ((entry = hash_seq_search(&scan)) != NULL)
 		if (relation == InvalidOid || entry->key.relation == relation ||

@@ -131,9 +131,6 @@ extern void rs_row_message(RsPlan *plan, TupleTableSlot *row, RsMessage *message
 /* Has bulk() announced this version of a row? */
 extern bool rs_announced(Relation relation, ItemPointer row);
 
-/* The table may have been rewritten (InvalidOid: any): its rows may lie elsewhere.  Throws nothing. */
-extern void rs_announced_forget(Oid table);
-
 /* ---- guard.c ---- */
 
 /* Installs the hook for CREATE TRIGGER. */
