@@ -294,6 +294,17 @@ $node->safe_psql('postgres', q{
 arrives('partitioned', 'part', bulk('part', 'id IN (2, 3, 12)', 'DELETE FROM part WHERE id IN (3, 4, 12, 13)'), '2a 3a 12a 4a 13a', 3);
 arrives('a partition', 'part', bulk('part_low', 'id = 1', 'DELETE FROM part WHERE id IN (1, 11)'), '1a 11a', 1);
 arrives('a row moves', 'part', bulk('part', 'id = 2', 'UPDATE part SET id = id + 50 WHERE id IN (2, 14)'), '2a 52a 14a 64a', 1);
+# The statement has a partition written anew: other rows are where those were that are announced.
+$node->safe_psql('postgres', q{
+	CREATE TABLE turned PARTITION OF part FOR VALUES FROM (100) TO (200);
+	INSERT INTO part SELECT i, 'a' FROM generate_series(106, 101, -1) i;
+	CREATE TABLE aside (n integer);
+	CREATE FUNCTION turn() RETURNS integer LANGUAGE plpgsql AS
+		$$ BEGIN CLUSTER turned USING turned_pkey; DELETE FROM part WHERE id > 100; RETURN 1; END $$});
+arrived('part');
+is($session->query(bulk('part', 'id > 103', 'INSERT INTO aside SELECT turn()')), 3, 'CLUSTER in the statement');
+is((arrived('part'))[0], join(' ', map { "${_}a" } 104 .. 106, 101 .. 106), 'rows may be announced twice, but none is left out');
+
 $node->safe_psql('postgres', q{
 	SELECT redstream.detach('part'), redstream.attach('part_low', payload => ARRAY['id', 'name']);
 	INSERT INTO part VALUES (5, 'a'), (6, 'b')});
