@@ -192,6 +192,7 @@ do_batches(Run *run)
 	MemoryContext old;
 	RsBatch		batch;
 
+	SPI_commit();				/* lets go of CALL's snapshot, before Redis is waited for */
 	error_context_stack = &callback;
 	for (;;)
 	{

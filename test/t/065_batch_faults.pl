@@ -265,6 +265,7 @@ $redis->stop;
 wait_until('an outage', sub { !stats($node)->{connected} });
 $session->send($many =~ s/\)$/, start_after => '{0}')/r);
 await_state('waiting');
+is($other->query('SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = ' . $session->pid), 't', 'no snapshot is held meanwhile');
 $other->query('SELECT pg_cancel_backend(' . $session->pid . ')');
 like($session->result, qr/^ERROR:  canceling statement due to user request\nCONTEXT: .* 0 rows are done; .*'\{0\}'$/m, 'cancelled while it waits');
 $session->send($many);
