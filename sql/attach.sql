@@ -206,6 +206,8 @@ CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.
 CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'x', 'payload', '{id');
 CREATE TRIGGER bad AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'x', 'shards', '1025');
 CREATE TRIGGER mine AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'item');
+-- a table is attached in one way
+CREATE TRIGGER second AFTER INSERT ON item FOR EACH ROW EXECUTE FUNCTION redstream.capture('stream', 'other');
 -- detach() finds it under any name
 SELECT redstream.detach('item');
 SELECT redstream.capture();

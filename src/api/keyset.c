@@ -193,12 +193,14 @@ behind(RsKeyset *keyset, int first, int same)
 	return where.data;
 }
 
-/* Adds the values of a place to the parameters. */
+/* Adds the values of a place to the parameters; they are read under the settings that rs_keyset_last() writes them under. */
 static void
 add_place(RsKeyset *keyset, RsSelection *selection, ArrayType *place)
 {
+	int			nest_level = rs_capture_begin_output(RS_OUTPUT_ALL);
 	Datum	   *values = read_place(keyset, place);
 
+	rs_capture_end_output(nest_level);
 	for (int i = 0; i < keyset->ncolumns; i++)
 	{
 		selection->types[selection->nargs] = keyset->columns[i].type;

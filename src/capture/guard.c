@@ -21,6 +21,8 @@
 #include "parser/parse_func.h"
 #include "utils/acl.h"
 #include "utils/fmgroids.h"
+#include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
@@ -39,17 +41,53 @@ check_may_attach(void)
 		aclcheck_error(result, OBJECT_FUNCTION, "redstream.attach");
 }
 
+static Datum
+arguments_of(HeapTuple tuple, TupleDesc descriptor)
+{
+	bool		null;
+
+	return heap_getattr(tuple, Anum_pg_trigger_tgargs, descriptor, &null);
+}
+
+/* All triggers of a table say the same: bulk() announces a row once for all of them. */
 static void
-check_trigger(HeapTuple tuple, TupleDesc descriptor)
+check_others(Relation triggers, HeapTuple tuple)
+{
+	TupleDesc	descriptor = RelationGetDescr(triggers);
+	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	other;
+
+	ScanKeyInit(&key, Anum_pg_trigger_tgrelid, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(form->tgrelid));
+	scan = systable_beginscan(triggers, TriggerRelidNameIndexId, true, SnapshotSelf, 1, &key);
+	while (HeapTupleIsValid(other = systable_getnext(scan)))
+		if (((Form_pg_trigger) GETSTRUCT(other))->tgfoid == form->tgfoid &&
+			!DatumGetBool(DirectFunctionCall2(byteaeq, arguments_of(other, descriptor),
+											  arguments_of(tuple, descriptor))))
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("table \"%s\" is attached in another way already", get_rel_name(form->tgrelid)),
+					 errhint("Use redstream.attach() for the one way, and emit() in a trigger of your own for the other.")));
+	systable_endscan(scan);
+}
+
+static void
+check_trigger(Relation triggers, HeapTuple tuple)
 {
 	Form_pg_trigger form = (Form_pg_trigger) GETSTRUCT(tuple);
 	Oid			capture = rs_capture_function();
 
-	/* a partition's copy of one is made with it, or by who makes the partition */
-	if (!OidIsValid(capture) || form->tgfoid != capture || OidIsValid(form->tgparentid))
+	if (!OidIsValid(capture) || form->tgfoid != capture)
 		return;
-	check_may_attach();
-	rs_check_arguments(tuple, descriptor);
+	/* a partition's copy of one is made with it, or by who makes the partition */
+	if (!OidIsValid(form->tgparentid))
+	{
+		check_may_attach();
+		rs_check_arguments(tuple, RelationGetDescr(triggers));
+	}
+	check_others(triggers, tuple);
 }
 
 /* The trigger was made by the running command, and is not visible to others yet. */
@@ -65,7 +103,7 @@ check_new(Oid id)
 	scan = systable_beginscan(triggers, TriggerOidIndexId, true, SnapshotSelf, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		check_trigger(tuple, RelationGetDescr(triggers));
+		check_trigger(triggers, tuple);
 	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
 }

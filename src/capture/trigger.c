@@ -5,8 +5,11 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/tableam.h"
+#include "catalog/pg_am.h"
 #include "commands/trigger.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 
 #include "capture/plan.h"
 #include "settings.h"
@@ -63,6 +66,29 @@ record_rest(RsPlan *plan, TriggerData *trigger)
 		record_row(plan, trigger->tg_newslot);
 }
 
+/*
+ * A trigger of somebody else's may have changed the row once more in the meantime: that was recorded first, because its events
+ * come before the ones that are left of ours.  So that it is also the last word, it is recorded again.
+ */
+static void
+record_newest(RsPlan *plan, Relation relation, TupleTableSlot *row)
+{
+	ItemPointerData place = row->tts_tid;
+	TableScanDesc scan;
+	TupleTableSlot *newest;
+
+	if (plan->key_only || relation->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		table_tuple_satisfies_snapshot(relation, row, SnapshotSelf))
+		return;
+	scan = table_beginscan_tid(relation, SnapshotSelf);
+	table_tuple_get_latest_tid(scan, &place);
+	table_endscan(scan);
+	newest = table_slot_create(relation, NULL);
+	if (table_tuple_fetch_row_version(relation, &place, SnapshotSelf, newest))
+		record_row(plan, newest);
+	ExecDropSingleTupleTableSlot(newest);
+}
+
 static void
 record_change(TriggerData *trigger)
 {
@@ -76,6 +102,9 @@ record_change(TriggerData *trigger)
 		record_row(plan, row);
 	else if (rs_row_changed(plan, row, trigger->tg_newslot))
 		record_update(plan, row, trigger->tg_newslot);
+	if (!TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		record_newest(plan, trigger->tg_relation,
+					  TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ? trigger->tg_newslot : row);
 }
 
 /* ---- rows without a trigger ----------------------------------------------------------- */

@@ -211,7 +211,7 @@ $node->safe_psql('postgres', q{
 		RETURN NULL;
 	END $$;
 	CREATE TRIGGER again AFTER UPDATE ON item FOR EACH ROW EXECUTE FUNCTION again()});
-arrives('a trigger changes the row again', 'item', bulk('item', 'id < 3', 'UPDATE item SET n = 1 WHERE id < 3'), '1a 2b 1a 1A 2b 2B', 2);
+arrives('a trigger changes the row again', 'item', bulk('item', 'id < 3', 'UPDATE item SET n = 1 WHERE id < 3'), '1a 2b 1a 1A 1A 2b 2B 2B', 2);
 $node->safe_psql('postgres', 'DROP TRIGGER again ON item');
 
 $node->safe_psql('postgres', q{

@@ -87,6 +87,31 @@ foreach my $of (qw(owner postgres member other))
 like($session->query(q{INSERT INTO shared.own VALUES (1)}), qr/belongs to neither/, 'who gets the function into his hands does not have it called');
 $session->query('RESET ROLE');
 
+# ---- triggers that change rows again ------------------------------------------------------------------------
+
+$node->safe_psql('postgres', q{
+	CREATE TABLE nested (id integer PRIMARY KEY, v text);
+	SELECT redstream.attach('nested', payload => ARRAY['id', 'v']);
+	CREATE FUNCTION again() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		IF NEW.v = 'same' THEN UPDATE nested SET v = 'same 2' WHERE id = NEW.id;
+		ELSIF NEW.v = 'other' AND NEW.id = 1 THEN UPDATE nested SET v = 'other 2' WHERE id = 2; END IF;
+		RETURN NULL; END $$;
+	CREATE TRIGGER again AFTER INSERT OR UPDATE ON nested FOR EACH ROW EXECUTE FUNCTION again();
+	CREATE TRIGGER zz_again AFTER INSERT OR UPDATE ON nested FOR EACH ROW EXECUTE FUNCTION again()});
+foreach my $sql (
+	q{INSERT INTO nested VALUES (1, 'same')}, q{INSERT INTO nested VALUES (2, 'b')},
+	q{UPDATE nested SET v = 'same'}, q{UPDATE nested SET v = 'other'},
+	q{SELECT redstream.bulk('nested', 'true', 'UPDATE nested SET v = $$same$$')},
+	q{SELECT redstream.bulk('nested', 'id = 2', 'UPDATE nested SET v = $$other$$')},
+	q{CALL redstream.bulk_update('nested', 'v = $$other$$')})
+{
+	my %last = map { /"id":(\d+),"v":"(.*)"/ ? ($1 => $2) : () } arrived('nested', $sql);
+	my %committed = map { split /\|/ } split /\n/, $node->safe_psql('postgres', 'SELECT id, v FROM nested');
+
+	is_deeply(\%last, { map { $_ => $committed{$_} } keys %last }, "the last payload is what was committed: $sql");
+	cmp_ok(scalar(keys %last), '>', 0, 'and there is one');
+}
+
 # ---- columns ---------------------------------------------------------------------------------------------
 
 $node->safe_psql('postgres', q{
