@@ -190,13 +190,8 @@ compile_streams(RsPlan *plan, const RsAttachment *attachment)
 	for (int i = 0; i < plan->nshards; i++)
 	{
 		char	   *name = rs_capture_shard_name(attachment->stream, plan->nshards, i);
-		RsError		error;
 
 		plan->stream_names[i] = pg_server_to_any(name, strlen(name), PG_UTF8);
-		if (!rs_redis_stream_name_check(plan->stream_names[i], &error))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_NAME),
-					 errmsg("%s", error.text)));
 	}
 }
 
@@ -215,8 +210,14 @@ static RsAttachment *
 default_attachment(Relation relation)
 {
 	RsAttachment *attachment = palloc0(sizeof(RsAttachment));
+	char	   *name = RelationGetRelationName(relation);
+	RsError		error;
 
-	attachment->stream = RelationGetRelationName(relation);
+	if (!rs_redis_stream_name_check(pg_server_to_any(name, strlen(name), PG_UTF8), &error))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("%s", error.text)));
+	attachment->stream = name;
 	attachment->shards = 1;
 	return attachment;
 }
