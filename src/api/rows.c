@@ -72,9 +72,8 @@ key_in_order(Oid table)
 
 /* The condition of the attachment, and the columns that it looks at. */
 static void
-prepare_condition(RsRows *rows)
+prepare_condition(RsRows *rows, Node *condition)
 {
-	Node	   *condition = rs_capture_condition(rows->captured);
 	TupleDesc	descriptor = RelationGetDescr(rows->relation);
 	Bitmapset  *numbers = NULL;
 	int			member = -1;
@@ -111,11 +110,11 @@ rs_rows_open(Oid table, bool changing)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("relation with OID %u does not exist", table)));
 	rs_api_check_table(relation, "announce rows of");
-	attachment = rs_capture_attachment(relation);
-	if (attachment == NULL)
-		rs_api_check_not_taken(relation, list_make1(RelationGetRelationName(relation)));
 	rows->relation = relation;
 	rows->captured = rs_capture_open(relation);
+	attachment = rs_capture_attachment(rows->captured);
+	if (attachment == NULL)
+		rs_api_check_not_taken(relation, list_make1(RelationGetRelationName(relation)));
 	rows->name = quote_identifier(RelationGetRelationName(relation));
 	rows->table = psprintf("%s%s",
 						   relation->rd_rel->relkind == RELKIND_PARTITIONED_TABLE ? "" : "ONLY ",
@@ -123,7 +122,8 @@ rs_rows_open(Oid table, bool changing)
 													  RelationGetRelationName(relation)));
 	rows->key = key_in_order(table);
 	rows->columns = rs_capture_row_columns(rows->captured);
-	prepare_condition(rows);
+	if (attachment != NULL)
+		prepare_condition(rows, attachment->condition);
 	/* Without an attachment a partition may still be attached by itself, to another stream.  What a function returns may
 	 * depend on what is going to be changed.  And who may only read some columns may not read a row's place: his rows are
 	 * announced twice. */

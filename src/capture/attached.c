@@ -177,12 +177,20 @@ rs_attachment_of(const Trigger *trigger)
 	return attachment;
 }
 
-RsAttachment *
-rs_capture_attachment(Relation relation)
+HeapTuple
+rs_trigger_tuple(Relation triggers, Oid id, Snapshot snapshot)
 {
-	const Trigger *trigger = rs_trigger_of(relation);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
 
-	return trigger != NULL ? rs_attachment_of(trigger) : NULL;
+	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
+	scan = systable_beginscan(triggers, TriggerOidIndexId, true, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		tuple = heap_copytuple(tuple);
+	systable_endscan(scan);
+	return tuple;
 }
 
 Oid
@@ -194,20 +202,14 @@ rs_attached_table(const Trigger *trigger)
 
 	while (OidIsValid(next))
 	{
-		ScanKeyData key;
-		SysScanDesc scan;
-		HeapTuple	tuple;
+		HeapTuple	tuple = rs_trigger_tuple(triggers, next, NULL);
 
-		ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(next));
-		scan = systable_beginscan(triggers, TriggerOidIndexId, true, NULL, 1, &key);
-		tuple = systable_getnext(scan);
 		next = InvalidOid;
 		if (HeapTupleIsValid(tuple))
 		{
 			table = ((Form_pg_trigger) GETSTRUCT(tuple))->tgrelid;
 			next = ((Form_pg_trigger) GETSTRUCT(tuple))->tgparentid;
 		}
-		systable_endscan(scan);
 	}
 	table_close(triggers, AccessShareLock);
 	return table;

@@ -42,12 +42,6 @@ typedef struct RsAttached
 } RsAttached;
 
 /*
- * How the table, or the partition of a table, is attached; NULL if it is not.  Everything returned is in the
- * current memory context.  Raises invalid_parameter_value for triggers that attach() does not make.
- */
-extern RsAttachment *rs_capture_attachment(Relation relation);
-
-/*
  * All attached tables of the database, a list of RsAttached in the current memory context, one for
  * each table; partitions of an attached table are not listed.  Triggers that attach() cannot have made are left out.
  * "capture" is the trigger function's OID.
@@ -115,8 +109,11 @@ typedef struct RsCaptured RsCaptured;
 /* In the current memory context; good while the relation is open. */
 extern RsCaptured *rs_capture_open(Relation relation);
 
-/* Which rows it announces, as the attachment's condition; NULL: all.  The caller sees to it. */
-extern Node *rs_capture_condition(const RsCaptured *captured);
+/*
+ * How the table, or the partition of a table, is attached; NULL if it is not.  The caller sees to the condition.  Everything returned is in
+ * the current memory context.  Raises invalid_parameter_value for triggers that attach() does not make.
+ */
+extern RsAttachment *rs_capture_attachment(const RsCaptured *captured);
 
 /*
  * Announces a row.  Raises object_not_in_prerequisite_state when there is no primary key, undefined_column and

@@ -95,16 +95,10 @@ static void
 check_new(Oid id)
 {
 	Relation	triggers = table_open(TriggerRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
+	HeapTuple	tuple = rs_trigger_tuple(triggers, id, SnapshotSelf);
 
-	ScanKeyInit(&key, Anum_pg_trigger_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(id));
-	scan = systable_beginscan(triggers, TriggerOidIndexId, true, SnapshotSelf, 1, &key);
-	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
 		check_trigger(triggers, tuple);
-	systable_endscan(scan);
 	table_close(triggers, AccessShareLock);
 }
 

@@ -77,8 +77,11 @@ typedef struct RsMessage
 /* A copy of the one trigger of redstream.capture() on the relation that says most; NULL if it has none. */
 extern const Trigger *rs_trigger_of(Relation relation);
 
-/* The attachment that a trigger says, as rs_capture_attachment(). */
+/* The attachment that a trigger says.  Raises invalid_parameter_value for arguments that attach() does not make. */
 extern RsAttachment *rs_attachment_of(const Trigger *trigger);
+
+/* A copy of a row of pg_trigger, which is open; NULL if there is none.  "snapshot" NULL: one of the catalogs. */
+extern HeapTuple rs_trigger_tuple(Relation triggers, Oid id, Snapshot snapshot);
 
 /* Raises invalid_parameter_value, or what an array or an interval raises, for a row of pg_trigger with arguments that attach()
  * does not make. */

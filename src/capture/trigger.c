@@ -125,10 +125,10 @@ rs_capture_open(Relation relation)
 	return captured;
 }
 
-Node *
-rs_capture_condition(const RsCaptured *captured)
+RsAttachment *
+rs_capture_attachment(const RsCaptured *captured)
 {
-	return captured->trigger != NULL ? rs_attachment_of(captured->trigger)->condition : NULL;
+	return captured->trigger != NULL ? rs_attachment_of(captured->trigger) : NULL;
 }
 
 static RsPlan *

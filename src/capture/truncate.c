@@ -81,10 +81,11 @@ announce_table(Relation relation)
 {
 	RsCaptured *captured = rs_capture_open(relation);
 	EState	   *estate = CreateExecutorState();
-	Node	   *condition = rs_capture_condition(captured);
+	RsAttachment *attachment = rs_capture_attachment(captured);
+	Expr	   *condition = attachment != NULL ? (Expr *) attachment->condition : NULL;
 
 	announce_scanned(captured, relation, estate,
-					 ExecPrepareQual(make_ands_implicit((Expr *) condition), estate));
+					 ExecPrepareQual(make_ands_implicit(condition), estate));
 	FreeExecutorState(estate);
 }
 
