@@ -20,8 +20,8 @@ OBJS = \
 	src/capture/function.o src/capture/guard.o src/capture/payload.o \
 	src/capture/plan.o src/capture/row.o src/capture/shard.o \
 	src/capture/trigger.o src/capture/truncate.o \
-	src/transaction/announce.o src/transaction/log.o src/transaction/stream.o \
-	src/transaction/transaction.o \
+	src/transaction/announce.o src/transaction/log.o \
+	src/transaction/stream.o src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \
 	src/transport/link.o src/transport/publication.o src/transport/sender.o \
 	src/transport/shared.o \
@@ -33,7 +33,8 @@ OBJS = \
 	src/worker/verdict.o src/worker/work.o src/worker/worker.o \
 	src/redis/connection.o src/redis/error.o src/redis/greeting.o \
 	src/redis/keys.o src/redis/lock.o src/redis/pipeline.o src/redis/reply.o \
-	src/redis/resp.o src/redis/socket.o src/redis/stream_id.o src/redis/url.o
+	src/redis/resp.o src/redis/socket.o src/redis/stream.o \
+	src/redis/stream_id.o src/redis/turn.o src/redis/url.o
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.

@@ -18,23 +18,6 @@ PG_FUNCTION_INFO_V1(redstream_add_consumer);
 PG_FUNCTION_INFO_V1(redstream_drop_consumer);
 PG_FUNCTION_INFO_V1(redstream_max_consumer_id);
 
-/* KEYS: registry, offset, stream; ARGV: consumer, id or '$'.  Registers first: a consumer
- * without an offset keeps the trimmer waiting, an offset of nobody does not. */
-static const char add_script[] =
-"local id = ARGV[2]\n"
-"if id == '$' then\n"
-"  id = '0-0'\n"
-"  if redis.call('EXISTS', KEYS[3]) == 1 then\n"
-"    local info = redis.call('XINFO', 'STREAM', KEYS[3])\n"
-"    for i = 1, #info, 2 do\n"
-"      if info[i] == 'last-generated-id' then id = info[i + 1] end\n"
-"    end\n"
-"  end\n"
-"end\n"
-"redis.call('SADD', KEYS[1], ARGV[1])\n"
-"redis.call('SET', KEYS[2], id)\n"
-"return 1\n";
-
 /* KEYS: registry, offset, history; ARGV: consumer, its field.  The offset last, for the
  * same reason. */
 static const char drop_script[] =
@@ -92,16 +75,12 @@ redstream_add_consumer(PG_FUNCTION_ARGS)
 	char	   *stream = rs_api_stream_argument(fcinfo, 0);
 	char	   *consumer = rs_api_consumer_argument(fcinfo, 1);
 	char	   *start = start_argument(fcinfo, 2);
-	RsKey		registry;
-	RsKey		offset;
-	RsKey		entries;
-	const char *words[] = {"EVAL", add_script, "3", registry.text, offset.text, entries.text,
-	consumer, start};
+	const char *words[RS_PLACE_WORDS];
+	RsConsumer *who = palloc(sizeof(RsConsumer));
 	int64		ignored;
 
-	rs_redis_consumers_key(&registry, rs_namespace, stream);
-	rs_redis_offset_key(&offset, rs_namespace, stream, consumer);
-	rs_redis_stream_key(&entries, rs_namespace, stream);
+	rs_redis_consumer_set(who, rs_namespace, stream, consumer, "");
+	rs_redis_place_words(who, start, words);
 	ask_once(lengthof(words), words, &ignored);
 	PG_RETURN_VOID();
 }

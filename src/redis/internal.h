@@ -17,6 +17,10 @@
 /* Texts of single replies up to this length need no memory. */
 #define RS_TEXT_SIZE 256
 
+/* A number as text, for scripts. */
+#define RS_TEXT(number) RS_TEXT_OF(number)
+#define RS_TEXT_OF(number) #number
+
 struct RsConnection
 {
 	redisContext *context;		/* the socket and the reader */

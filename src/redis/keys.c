@@ -144,6 +144,13 @@ rs_redis_lock_key(RsKey *key, const char *ns, const char *name, RsError *error)
 }
 
 void
+rs_redis_notify_key(RsKey *key, const RsKey *lock)
+{
+	*key = *lock;
+	append(key, ".notify");
+}
+
+void
 rs_redis_consumer_lock_key(RsKey *key, const char *ns, const char *stream, const char *consumer)
 {
 	begin(key, ns, "lock:consumer");

@@ -25,6 +25,11 @@ static const char take_script[] =
 "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])\n"
 "return 1\n";
 
+/* KEYS: lock; ARGV: holder, milliseconds. */
+static const char extend_script[] =
+"if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end\n"
+"return redis.call('PEXPIRE', KEYS[1], ARGV[2])\n";
+
 /* KEYS: lock, its notify list; ARGV: holder.  The list has one element, for one
  * waiter in BRPOP. */
 static const char release_script[] =
@@ -32,10 +37,6 @@ static const char release_script[] =
 "redis.call('DEL', KEYS[1], KEYS[2])\n"
 "redis.call('RPUSH', KEYS[2], '1')\n"
 "return 1\n";
-
-/* As text, for scripts. */
-#define TEXT(number) TEXT_OF(number)
-#define TEXT_OF(number) #number
 
 bool
 rs_redis_holder_draw(char holder[RS_HOLDER_SIZE])
@@ -72,36 +73,78 @@ ask(RsConnection *connection, int count, const char *const *words, int timeout_m
 	return true;
 }
 
+void
+rs_redis_take_words(const RsKey *lock, const char *holder, const char *words[RS_TAKE_WORDS])
+{
+	words[0] = "EVAL";
+	words[1] = take_script;
+	words[2] = "1";
+	words[3] = lock->text;
+	words[4] = holder;
+	words[5] = RS_TEXT(RS_LOCK_TTL_MS);
+}
+
 bool
 rs_redis_lock_take(RsConnection *connection, const RsKey *lock, const char *holder,
 				   int timeout_ms, bool *taken, RsError *error)
 {
-	const char *words[] = {"EVAL", take_script, "1", lock->text, holder, TEXT(RS_LOCK_TTL_MS)};
+	const char *words[RS_TAKE_WORDS];
 
-	return ask(connection, 6, words, timeout_ms, taken, error);
+	rs_redis_take_words(lock, holder, words);
+	return ask(connection, RS_TAKE_WORDS, words, timeout_ms, taken, error);
+}
+
+void
+rs_redis_extend_words(const RsKey *lock, const char *holder, const char *words[RS_EXTEND_WORDS])
+{
+	words[0] = "EVAL";
+	words[1] = extend_script;
+	words[2] = "1";
+	words[3] = lock->text;
+	words[4] = holder;
+	words[5] = RS_TEXT(RS_LOCK_TTL_MS);
+}
+
+bool
+rs_redis_lock_extend(RsConnection *connection, const RsKey *lock, const char *holder,
+					 int timeout_ms, bool *held, RsError *error)
+{
+	const char *words[RS_EXTEND_WORDS];
+
+	rs_redis_extend_words(lock, holder, words);
+	return ask(connection, RS_EXTEND_WORDS, words, timeout_ms, held, error);
+}
+
+void
+rs_redis_release_words(const RsKey *lock, const RsKey *notify, const char *holder,
+					   const char *words[RS_RELEASE_WORDS])
+{
+	words[0] = "EVAL";
+	words[1] = release_script;
+	words[2] = "2";
+	words[3] = lock->text;
+	words[4] = notify->text;
+	words[5] = holder;
 }
 
 bool
 rs_redis_lock_release(RsConnection *connection, const RsKey *lock, const char *holder,
 					  int timeout_ms, RsError *error)
 {
-	char		notify[RS_KEY_SIZE + 8];
-	const char *words[] = {"EVAL", release_script, "2", lock->text, notify, holder};
+	const char *words[RS_RELEASE_WORDS];
+	RsKey		notify;
 	bool		released;
 
-	snprintf(notify, sizeof(notify), "%s.notify", lock->text);
-	return ask(connection, 6, words, timeout_ms, &released, error);
+	rs_redis_notify_key(&notify, lock);
+	rs_redis_release_words(lock, &notify, holder, words);
+	return ask(connection, RS_RELEASE_WORDS, words, timeout_ms, &released, error);
 }
 
 void
 rs_redis_claim_words(const RsKey *server, const char *token, const char *words[RS_CLAIM_WORDS])
 {
-	words[0] = "EVAL";
-	words[1] = take_script;
-	words[2] = "1";
-	words[3] = server->text;
-	words[4] = token;
-	words[5] = TEXT(RS_SERVER_TTL_S) "000";
+	rs_redis_take_words(server, token, words);
+	words[5] = RS_TEXT(RS_SERVER_TTL_S) "000";
 }
 
 bool

@@ -89,6 +89,9 @@ extern void rs_redis_offset_key(RsKey *key, const char *ns, const char *stream, 
  * it is empty, has control characters or is longer than 1100 bytes. */
 extern bool rs_redis_lock_key(RsKey *key, const char *ns, const char *name, RsError *error);
 
+/* The list that wakes who waits for a lock. */
+extern void rs_redis_notify_key(RsKey *key, const RsKey *lock);
+
 /* Locks of a stream's consumer ("delayer" of the delay stream among them) and trimmer. */
 extern void rs_redis_consumer_lock_key(RsKey *key, const char *ns, const char *stream,
 									   const char *consumer);
@@ -289,6 +292,22 @@ extern bool rs_redis_lock_take(RsConnection *connection, const RsKey *lock, cons
 extern bool rs_redis_lock_release(RsConnection *connection, const RsKey *lock, const char *holder,
 								  int timeout_ms, RsError *error);
 
+/* Extends the lock ("held": true), unless it is not ours any more (false).  Errors as for taking it. */
+extern bool rs_redis_lock_extend(RsConnection *connection, const RsKey *lock, const char *holder,
+								 int timeout_ms, bool *held, RsError *error);
+
+/* The same commands as words, for who has a pipeline.  Replied is 1 when it was done, 0 when the lock is not
+ * ours.  "notify" is the lock's list, rs_redis_notify_key(). */
+#define RS_TAKE_WORDS 6
+#define RS_EXTEND_WORDS 6
+#define RS_RELEASE_WORDS 6
+extern void rs_redis_take_words(const RsKey *lock, const char *holder,
+								const char *words[RS_TAKE_WORDS]);
+extern void rs_redis_extend_words(const RsKey *lock, const char *holder,
+								  const char *words[RS_EXTEND_WORDS]);
+extern void rs_redis_release_words(const RsKey *lock, const RsKey *notify, const char *holder,
+								   const char *words[RS_RELEASE_WORDS]);
+
 /*
  * Claims a server key for RS_SERVER_TTL_S seconds, or renews the claim.  Replied is 1
  * when it is ours, 0 when another token holds it: the reply to these RS_CLAIM_WORDS
@@ -299,5 +318,204 @@ extern void rs_redis_claim_words(const RsKey *server, const char *token,
 								 const char *words[RS_CLAIM_WORDS]);
 extern bool rs_redis_claim(RsConnection *connection, const RsKey *server, const char *token,
 						   int timeout_ms, bool *ours, RsError *error);
+
+/* ---- stream.c: what Redis says of a stream, and what is remembered of it ---------- */
+
+/* A stream, as XINFO STREAM tells it. */
+typedef struct RsStreamState
+{
+	bool		exists;
+	uint64_t	length;
+	RsStreamId	last;			/* generated */
+	bool		has_added;		/* Redis 7 */
+	uint64_t	added;			/* entries ever added */
+	bool		has_first;
+	RsStreamId	first;			/* entry */
+} RsStreamState;
+
+/* What trimmers and consumers remember of a stream, in the hash of rs_redis_history_key(). */
+typedef struct RsStreamHistory
+{
+	bool		known;			/* "last" is there */
+	RsStreamId	last;
+	bool		has_added;
+	uint64_t	added;
+	bool		has_refilled;
+	RsStreamId	refilled;		/* it was deleted and filled again: the first id of its new life */
+	bool		gone;
+} RsStreamHistory;
+
+/* The value of a name in an array of names and values; NULL if it is not there. */
+extern const struct redisReply *rs_redis_value(const struct redisReply *pairs, const char *name);
+/* Is it a string that is an id, an integer? */
+extern bool rs_redis_value_id(const struct redisReply *value, RsStreamId *id);
+extern bool rs_redis_value_integer(const struct redisReply *value, int64_t *integer);
+
+/* Does an error reply begin with this? */
+extern bool rs_redis_error_is(const RsReply *reply, const char *code);
+
+/* What XINFO says of a key that does not exist. */
+#define RS_NO_SUCH_KEY "ERR no such key"
+
+/* Read the replies, trees, to XINFO STREAM and to HGETALL; false: it is something else, an error say. */
+extern bool rs_redis_stream_read(const RsReply *reply, RsStreamState *state);
+extern bool rs_redis_history_read(const RsReply *reply, RsStreamHistory *history);
+
+/*
+ * Was the stream deleted and filled again since the history was written?  Then "refilled" is the first id
+ * of its new life.
+ */
+extern bool rs_redis_stream_refilled(const RsStreamState *state, const RsStreamHistory *history,
+									 RsStreamId *refilled);
+
+/* Changes of a history: fields and values in turn; "" for none. */
+typedef struct RsHistoryChanges
+{
+	int			count;			/* of words */
+	const char *words[8];		/* constants, and texts */
+	char		texts[3][RS_STREAM_ID_SIZE];
+} RsHistoryChanges;
+
+/* What the history has to say of this state; with "refilled", that too. */
+extern void rs_redis_history_changes(const RsStreamState *state, const RsStreamHistory *history,
+									 const RsStreamId *refilled, RsHistoryChanges *changes);
+
+/* The words of a command that changes a history, up to the changes, which the caller adds.  It works when Redis is full,
+ * too.  Replied is 1. */
+#define RS_HISTORY_WORDS 4
+extern void rs_redis_history_words(const RsKey *history, const char *words[RS_HISTORY_WORDS]);
+
+/* ---- turn.c: a consumer's turn: lock, offset, batch ---------------------------------- */
+
+/* A consumer of a stream, and under which holder's name its lock is taken. */
+typedef struct RsConsumer
+{
+	RsKey		stream;
+	RsKey		offset;
+	RsKey		lock;
+	RsKey		notify;
+	RsKey		registry;
+	RsKey		history;
+	char		name[RS_NAME_MAX + 1];
+	char		holder[RS_HOLDER_SIZE];
+} RsConsumer;
+
+/* The names must have passed their checks. */
+extern void rs_redis_consumer_set(RsConsumer *consumer, const char *ns, const char *stream,
+								  const char *name, const char *holder);
+
+/* What there is at the beginning of a turn. */
+typedef struct RsTurn
+{
+	bool		taken;			/* the lock is ours; else nothing below is said but lock_ms */
+	int64_t		lock_ms;		/* when somebody else's lock expires, at the latest */
+	bool		registered;		/* before this turn */
+	bool		has_offset;
+	RsStreamId	offset;			/* 0-0 without one */
+	RsStreamState stream;
+	RsStreamHistory history;
+	bool		refill;			/* noticed now: history does not say it yet */
+} RsTurn;
+
+/*
+ * Takes the lock, or makes sure of it if it is ours already, and looks at the stream: one round trip.  False and an error
+ * when the connection failed, or Redis refused ("refused" is then true: the connection is in order).  With an error the
+ * lock may have been taken.
+ */
+extern bool rs_redis_turn_begin(RsConnection *connection, const RsConsumer *consumer, int timeout_ms,
+								RsTurn *turn, bool *refused, RsError *error);
+
+/*
+ * Does an offset fit the stream?  If not, the error says what is wrong: it is ahead of the stream, or the stream was
+ * deleted and filled again behind it, so that messages are lost to the consumer.
+ */
+extern bool rs_redis_turn_check(const RsTurn *turn, const RsStreamId *offset, RsError *error);
+
+/*
+ * Registers the consumer, if it is not, and remembers the state of the stream: also that it was filled again.  Before
+ * anything is read, and also when the check said no.  "registers" is false for that.  Errors as for the beginning.
+ */
+extern bool rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer,
+							   const RsTurn *turn, bool registers, int timeout_ms, bool *refused,
+							   RsError *error);
+
+/* A place in a stream to read on from, and how many entries make about a megabyte there. */
+typedef struct RsReading
+{
+	RsStreamId	after;
+	int			page;
+} RsReading;
+
+extern void rs_redis_reading_begin(RsReading *reading, const RsStreamId *after);
+
+/*
+ * Reads the next entries, "most" of them or a megabyte or so, whichever is less: "reply" has them as a tree, and none at
+ * the end of the stream.  Errors as for the beginning.
+ */
+extern bool rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *reading,
+								  int most, int timeout_ms, RsReply *reply, bool *refused,
+								  RsError *error);
+
+/* An entry of a stream, in memory of the reply it came in. */
+typedef struct RsStreamEntry
+{
+	RsStreamId	id;
+	const char *payload;		/* the first field of this name; NULL: there is none */
+	size_t		length;
+	bool		other_fields;
+} RsStreamEntry;
+
+/* False if it is no entry. */
+extern bool rs_redis_entry_read(const struct redisReply *tree, RsStreamEntry *entry);
+
+/*
+ * Waits for messages behind an id, for block_ms at most; "there" says whether there are some.  Who holds no
+ * lock may wait, too.  Errors as for the beginning.
+ */
+extern bool rs_redis_await_messages(RsConnection *connection, const RsKey *stream,
+									const RsStreamId *after, int block_ms, int timeout_ms,
+									bool *there, bool *refused, RsError *error);
+
+/*
+ * Commits an offset, if the lock is still ours, and unless a greater one is committed; and releases the lock, or extends
+ * it.  As words: replied is 1 when it was done, 0 when the lock is not ours.
+ */
+#define RS_COMMIT_WORDS 10
+extern void rs_redis_commit_words(const RsConsumer *consumer, const char *id, bool release,
+								  const char *words[RS_COMMIT_WORDS]);
+
+/* An entry for another stream that is added together with a commit: fields and values in turn. */
+#define RS_LETTER_WORDS 16
+typedef struct RsDeadLetter
+{
+	const RsKey *stream;
+	int			count;			/* of words */
+	const char *words[RS_LETTER_WORDS];
+	size_t		lengths[RS_LETTER_WORDS];
+} RsDeadLetter;
+
+/*
+ * Commits, now; "letter" may be NULL.  "committed" is false when the lock is not ours any more: then nothing was done.
+ * With "handed_over" the lock is released, and that says whether somebody who stood by has been woken; with NULL it is
+ * extended.  Errors as for the beginning.
+ */
+extern bool rs_redis_turn_commit(RsConnection *connection, const RsConsumer *consumer,
+								 const RsStreamId *id, const RsDeadLetter *letter,
+								 bool *handed_over, int timeout_ms, bool *committed,
+								 bool *refused, RsError *error);
+
+/* Releases the lock, if it is still ours, without a commit. */
+extern bool rs_redis_turn_release(RsConnection *connection, const RsConsumer *consumer,
+								  bool *handed_over, int timeout_ms, bool *refused, RsError *error);
+
+/* Waits until somebody has released the lock, for wait_ms at most. */
+extern bool rs_redis_turn_stand_by(RsConnection *connection, const RsConsumer *consumer,
+								   int wait_ms, int timeout_ms, bool *refused, RsError *error);
+
+/* Registers a consumer and sets its offset, wherever that was and whoever has the lock.  "id" may be '$': the end
+ * of the stream.  Replied is 1. */
+#define RS_PLACE_WORDS 8
+extern void rs_redis_place_words(const RsConsumer *consumer, const char *id,
+								 const char *words[RS_PLACE_WORDS]);
 
 #endif							/* RS_REDIS_H */

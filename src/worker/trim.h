@@ -32,19 +32,6 @@ typedef struct RsTrimGroup
 	RsStreamId	keep;			/* as above */
 } RsTrimGroup;
 
-/* What the trimmers remember of a stream. */
-typedef struct RsTrimHistory
-{
-	bool		known;			/* "last" is there */
-	RsStreamId	last;
-	bool		has_added;
-	uint64		added;
-	bool		has_refilled;
-	RsStreamId	refilled;
-	bool		gone;
-	List	   *strays;			/* of char *: marks of consumers that are not registered (any more) */
-} RsTrimHistory;
-
 /* A stream, as one look found it.  Lives in the memory context that was current then. */
 typedef struct RsTrimLook
 {
@@ -52,18 +39,13 @@ typedef struct RsTrimLook
 	bool		failed;			/* an error is in the report, and nothing below can be trusted */
 
 	/* trim_look.c */
-	bool		exists;
-	uint64		length;
-	RsStreamId	last;			/* generated */
-	bool		has_added;		/* Redis 7 */
-	uint64		added;
-	bool		has_first;
-	RsStreamId	first;			/* entry */
+	RsStreamState state;
 	int			nconsumers;
 	RsTrimConsumer *consumers;
 	int			ngroups;
 	RsTrimGroup *groups;
-	RsTrimHistory history;
+	RsStreamHistory history;
+	List	   *strays;			/* of char *: marks of consumers that are not registered (any more) */
 
 	/* trim_judge.c */
 	bool		refill;			/* noticed by this look */

@@ -206,7 +206,7 @@ next_point(const RsTrimLook *look, const RsStreamId *done)
 static CutEnd
 cut_stages(Cutter *cutter)
 {
-	RsStreamId	done = cutter->look->first;
+	RsStreamId	done = cutter->look->state.first;
 	CutEnd		end = CUT_FINE;
 
 	while (end == CUT_FINE && rs_redis_id_compare(&done, &cutter->look->target) < 0)
@@ -230,7 +230,7 @@ look_again(Cutter *cutter)
 	if (!rs_trim_look(cutter->work, list_make1(cutter->look), &now_ms, cutter->error))
 		return CUT_LOST;
 	rs_trim_judge(cutter->look, now_ms);
-	cutter->left = cutter->look->length;
+	cutter->left = cutter->look->state.length;
 	if (cutter->look->failed)
 		return CUT_FAILED;
 	return cutter->look->trims ? CUT_FINE : CUT_LEFT;

@@ -2,11 +2,7 @@
  * trim_history.c
  *	  What trimmers remember of a stream, in a hash in Redis, and what they tell in the log.
  *
- *		last		the stream's last-generated-id at the last look
- *		added		its entries-added then; Redis 7
- *		gone		there was no stream at the last look, but an earlier one had seen it
- *		refilled	it was deleted and filled again: the first id of its new life.  Goes when no
- *					consumer is left behind it
+ *		last, added, gone, refilled		what redis/stream.c says; "refilled" goes when no consumer is left behind it
  *		lost:<consumer>		messages that expired before the consumer had read them, ever
  *		ahead:<consumer>	it is in the log that its offset is ahead of the stream
  *		losing:<consumer>	it is in the log that it loses messages; goes when it has caught up
@@ -14,9 +10,6 @@
  * The marks make a warning come once for each occurrence, whichever trimmer meets it.
  * Two trimmers may write at the same time, without a lock: each writes what was true a moment ago, and
  * a history that is a moment old again only makes the next look compare with that.
- *
- * Changes are written by a script, since that gets past a Redis that is full: it may be trimming
- * that makes room.
  */
 #include "postgres.h"
 
@@ -27,33 +20,12 @@
 #include "stats.h"
 #include "worker/trim.h"
 
-/*
- * KEYS: history; ARGV: field and value ("": none), again and again.  The first write needs no memory,
- * see trim_cut.c.
- */
-static const char change_script[] =
-"redis.call('HDEL', KEYS[1], '')\n"
-"for i = 1, #ARGV, 2 do\n"
-"  if ARGV[i + 1] == '' then redis.call('HDEL', KEYS[1], ARGV[i])\n"
-"  else redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end\n"
-"end\n"
-"return 1\n";
-
 /* ---- changes ----------------------------------------------------------------------------- */
 
 static List *
 set(List *changes, const char *field, const char *value)
 {
 	return lappend(lappend(changes, (void *) field), (void *) value);
-}
-
-static List *
-set_id(List *changes, const char *field, const RsStreamId *id)
-{
-	char		text[RS_STREAM_ID_SIZE];
-
-	rs_redis_id_format(id, text);
-	return set(changes, field, pstrdup(text));
 }
 
 static List *
@@ -65,16 +37,13 @@ clear(List *changes, const char *field)
 static void
 queue_changes(RsWork *work, const RsTrimLook *look, List *changes)
 {
-	const char **words = palloc((4 + list_length(changes)) * sizeof(char *));
-	int			count = 0;
+	const char **words = palloc((RS_HISTORY_WORDS + list_length(changes)) * sizeof(char *));
+	int			count = RS_HISTORY_WORDS;
 	RsKey		key;
 	ListCell   *cell;
 
 	rs_redis_history_key(&key, rs_namespace, look->stream->name);
-	words[count++] = "EVAL";
-	words[count++] = change_script;
-	words[count++] = "1";
-	words[count++] = key.text;
+	rs_redis_history_words(&key, words);
 	foreach(cell, changes)
 		words[count++] = lfirst(cell);
 	rs_redis_queue(work->connection, count, words, NULL);
@@ -119,10 +88,10 @@ tell_ahead(const RsTrimLook *look, const RsTrimConsumer *consumer)
 	char		last[RS_STREAM_ID_SIZE];
 
 	rs_redis_id_format(&consumer->offset, offset);
-	rs_redis_id_format(&look->last, last);
+	rs_redis_id_format(&look->state.last, last);
 	ereport(WARNING,
 			(errcode(ERRCODE_WARNING),
-			 look->exists ?
+			 look->state.exists ?
 			 errmsg("redstream trimmer: stream %s: consumer %s has committed %s, but the last id of the stream is %s",
 					shown(look->stream->name), shown(consumer->name), offset, last) :
 			 errmsg("redstream trimmer: stream %s: consumer %s has committed %s, but the stream does not exist",
@@ -169,7 +138,7 @@ has_caught_up(const RsTrimLook *look, const RsTrimConsumer *consumer)
 	return !look->expires ||
 		(consumer->committed &&
 		 (rs_redis_id_compare(&consumer->offset, &look->expiry) >= 0 ||
-		  rs_redis_id_compare(&consumer->offset, &look->last) >= 0));
+		  rs_redis_id_compare(&consumer->offset, &look->state.last) >= 0));
 }
 
 static List *
@@ -189,10 +158,10 @@ note_consumers(List *changes, const RsTrimLook *look)
 		}
 		if (!consumer->ahead && consumer->ahead_told)
 			changes = clear(changes, ahead);
-		if (look->exists && consumer->losing_told && has_caught_up(look, consumer))
+		if (look->state.exists && consumer->losing_told && has_caught_up(look, consumer))
 			changes = clear(changes, psprintf("losing:%s", consumer->name));
 	}
-	foreach(cell, look->history.strays)
+	foreach(cell, look->strays)
 		changes = clear(changes, lfirst(cell));
 	return changes;
 }
@@ -200,24 +169,15 @@ note_consumers(List *changes, const RsTrimLook *look)
 static List *
 note_stream(List *changes, const RsTrimLook *look)
 {
-	const RsTrimHistory *history = &look->history;
+	RsHistoryChanges *noted = palloc(sizeof(RsHistoryChanges));
+	bool		tells = look->refill && look->has_refilled;
 
-	if (!look->exists)
-		return history->known && !history->gone ? set(changes, "gone", "1") : changes;
-	if (history->gone)
-		changes = clear(changes, "gone");
-	if (!history->known || rs_redis_id_compare(&look->last, &history->last) != 0)
-		changes = set_id(changes, "last", &look->last);
-	if (look->has_added && (!history->has_added || look->added != history->added))
-		changes = set(changes, "added", psprintf(UINT64_FORMAT, look->added));
-	if (!look->has_added && history->has_added)
-		changes = clear(changes, "added");
-	if (look->refill && look->has_refilled)
-	{
+	rs_redis_history_changes(&look->state, &look->history, tells ? &look->refilled : NULL, noted);
+	for (int i = 0; i < noted->count; i++)
+		changes = lappend(changes, (void *) noted->words[i]);
+	if (tells)
 		tell_refilled(look);
-		changes = set_id(changes, "refilled", &look->refilled);
-	}
-	if (!look->has_refilled && history->has_refilled)
+	if (look->state.exists && !look->has_refilled && look->history.has_refilled)
 		changes = clear(changes, "refilled");
 	return changes;
 }

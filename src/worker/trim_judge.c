@@ -11,17 +11,7 @@
  * - A consumer is ahead: its offset is behind the stream's last id, or not 0-0 though the stream is gone.
  * - A consumer is stranded: the stream was deleted and filled again, and the offset is older than that.
  *
- * That the stream was filled again shows in the history (trim_history.c): the last id went back;
- * or the stream was not there at a look; or, since Redis 7 counts the entries ever added, that number
- * went back, or all entries are newer than the last id that was seen and yet fewer have been
- * removed than had been added by then.  What cannot be noticed:
- *
- * - on Redis 6.2, which does not count: a stream deleted and filled again between two looks with ids newer
- *   than before, which is what a clock gives;
- * - on any: a stream that in its new life has lost at least as many entries as it had had in the old one,
- *   between two looks;
- * - a consumer whose offset, of the old life, lies among the ids of the new one: only with a
- *   clock set back or ids chosen by hand.
+ * How it shows that the stream was filled again, and when it does not, is said in redis/stream.c.
  *
  * By the expiry everything older goes, whatever is wrong.
  */
@@ -46,34 +36,12 @@ has_read(const RsTrimConsumer *consumer)
 
 /* ---- another life ----------------------------------------------------------------------- */
 
-static bool
-is_refilled(const RsTrimLook *look)
-{
-	const RsTrimHistory *history = &look->history;
-	bool		counted = look->has_added && history->has_added;
-	bool		all_newer = look->has_first && is_before(&history->last, &look->first);
-
-	if (!look->exists || !history->known)
-		return false;
-	if (is_before(&look->last, &history->last) || (counted && look->added < history->added))
-		return true;
-	/* A key that was away, renamed say, may come back as it was. */
-	if (history->gone && (all_newer || !look->has_first))
-		return true;
-	return counted && all_newer && look->added - look->length < history->added;
-}
-
 static void
 judge_life(RsTrimLook *look)
 {
-	look->refill = is_refilled(look);
-	look->has_refilled = look->refill || look->history.has_refilled;
 	look->refilled = look->history.refilled;
-	if (!look->refill)
-		return;
-	look->refilled = look->has_first ? look->first : look->last;
-	if (!look->has_first)
-		(void) rs_redis_id_next(&look->refilled);
+	look->refill = rs_redis_stream_refilled(&look->state, &look->history, &look->refilled);
+	look->has_refilled = look->refill || look->history.has_refilled;
 }
 
 static void
@@ -86,14 +54,14 @@ judge_consumers(RsTrimLook *look)
 		RsTrimConsumer *consumer = &look->consumers[i];
 
 		consumer->ahead = has_read(consumer) &&
-			(!look->exists || is_before(&look->last, &consumer->offset));
-		consumer->stranded = look->exists && look->has_refilled && has_read(consumer) &&
+			(!look->state.exists || is_before(&look->state.last, &consumer->offset));
+		consumer->stranded = look->state.exists && look->has_refilled && has_read(consumer) &&
 			is_before(&consumer->offset, &look->refilled);
 		look->problem |= consumer->ahead || consumer->stranded;
 		stranded |= consumer->stranded;
 	}
 	/* While the stream is gone, an earlier refill is not over. */
-	if (look->exists && !stranded)
+	if (look->state.exists && !stranded)
 		look->has_refilled = false;
 }
 
@@ -132,5 +100,5 @@ rs_trim_judge(RsTrimLook *look, int64 now_ms)
 		look->target = read;
 	if (look->expires && is_before(&look->target, &look->expiry))
 		look->target = look->expiry;
-	look->trims = look->has_first && is_before(&look->first, &look->target);
+	look->trims = look->state.has_first && is_before(&look->state.first, &look->target);
 }

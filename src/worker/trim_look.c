@@ -18,9 +18,6 @@
 #include "settings.h"
 #include "worker/trim.h"
 
-/* What XINFO says of a key that does not exist. */
-#define NO_SUCH_KEY "ERR no such key"
-
 RsTrimLook *
 rs_trim_look_create(RsWorkStream *stream)
 {
@@ -32,18 +29,12 @@ rs_trim_look_create(RsWorkStream *stream)
 
 /* ---- replies ---------------------------------------------------------------------------- */
 
-static bool
-begins_with(const RsReply *reply, const char *text)
-{
-	return reply->length >= strlen(text) && memcmp(reply->text, text, strlen(text)) == 0;
-}
-
 /* An error that all streams would get, from a server that another connection may get past. */
 static bool
 is_about_the_server(const RsReply *reply)
 {
-	return begins_with(reply, "LOADING ") || begins_with(reply, "READONLY ") ||
-		begins_with(reply, "MASTERDOWN ") || begins_with(reply, "NOAUTH ");
+	return rs_redis_error_is(reply, "LOADING ") || rs_redis_error_is(reply, "READONLY ") ||
+		rs_redis_error_is(reply, "MASTERDOWN ") || rs_redis_error_is(reply, "NOAUTH ");
 }
 
 bool
@@ -64,32 +55,6 @@ rs_trim_failed(RsTrimLook *look, const char *command, const RsReply *reply)
 						 reply->type == RS_REPLY_ERROR ?
 						 psprintf("%s: %.*s", command, (int) reply->length, reply->text) :
 						 psprintf("%s: unexpected reply", command));
-}
-
-/* The value of a name in an array of names and values; NULL if it is not there. */
-static const redisReply *
-value_of(const redisReply *pairs, const char *name)
-{
-	for (size_t i = 0; i + 1 < (size_t) pairs->elements; i += 2)
-		if (pairs->element[i]->str != NULL && strcmp(pairs->element[i]->str, name) == 0)
-			return pairs->element[i + 1];
-	return NULL;
-}
-
-static bool
-read_id(const redisReply *value, RsStreamId *id)
-{
-	return value != NULL && value->type == REDIS_REPLY_STRING &&
-		rs_redis_id_parse(value->str, value->len, id);
-}
-
-static bool
-read_integer(const redisReply *value, int64 *integer)
-{
-	if (value == NULL || value->type != REDIS_REPLY_INTEGER)
-		return false;
-	*integer = value->integer;
-	return true;
 }
 
 /* What a reader who has come to this id keeps from.  After the largest id there is nothing to keep. */
@@ -162,7 +127,7 @@ read_mark(RsTrimLook *look, const char *field)
 		consumer->losing_told |= losing;
 		return true;
 	}
-	look->history.strays = lappend(look->history.strays, pstrdup(field));
+	look->strays = lappend(look->strays, pstrdup(field));
 	return true;
 }
 
@@ -170,21 +135,11 @@ read_mark(RsTrimLook *look, const char *field)
 static void
 read_history(RsTrimLook *look, const RsReply *reply)
 {
-	RsTrimHistory *history = &look->history;
-	const redisReply *added;
-
-	if (reply->type != RS_REPLY_ARRAY)
+	if (!rs_redis_history_read(reply, &look->history))
 	{
 		rs_trim_failed(look, "HGETALL", reply);
 		return;
 	}
-	history->known = read_id(value_of(reply->tree, "last"), &history->last);
-	history->has_refilled = read_id(value_of(reply->tree, "refilled"), &history->refilled);
-	history->gone = value_of(reply->tree, "gone") != NULL;
-	added = value_of(reply->tree, "added");
-	history->has_added = added != NULL;
-	if (added != NULL)
-		history->added = strtou64(added->str, NULL, 10);
 	for (size_t i = 0; i + 1 < (size_t) reply->tree->elements; i += 2)
 		(void) read_mark(look, reply->tree->element[i]->str);
 }
@@ -192,10 +147,10 @@ read_history(RsTrimLook *look, const RsReply *reply)
 static bool
 read_group(RsTrimGroup *group, const redisReply *tree)
 {
-	const redisReply *name = value_of(tree, "name");
+	const redisReply *name = rs_redis_value(tree, "name");
 
-	if (name == NULL || !read_integer(value_of(tree, "pending"), &group->pending) ||
-		!read_id(value_of(tree, "last-delivered-id"), &group->keep))
+	if (name == NULL || !rs_redis_value_integer(rs_redis_value(tree, "pending"), &group->pending) ||
+		!rs_redis_value_id(rs_redis_value(tree, "last-delivered-id"), &group->keep))
 		return false;
 	group->length = name->len;
 	group->name = pnstrdup(name->str, name->len);
@@ -208,7 +163,7 @@ read_groups(RsTrimLook *look, const RsReply *reply)
 {
 	size_t		count;
 
-	if (reply->type == RS_REPLY_ERROR && begins_with(reply, NO_SUCH_KEY))
+	if (rs_redis_error_is(reply, RS_NO_SUCH_KEY))
 		return;
 	count = reply->type == RS_REPLY_ARRAY ? (size_t) reply->tree->elements : 0;
 	look->groups = palloc0(Max(count, 1) * sizeof(RsTrimGroup));
@@ -271,40 +226,20 @@ read_pending(RsTrimLook *look, RsTrimGroup *group, const RsReply *reply)
 {
 	RsStreamId	smallest;
 
-	if (reply->type == RS_REPLY_ERROR && begins_with(reply, "NOGROUP "))
+	if (rs_redis_error_is(reply, "NOGROUP "))
 		group->keep = (RsStreamId) {0, 0};
 	else if (reply->type != RS_REPLY_ARRAY || reply->tree->elements < 2)
 		rs_trim_failed(look, "XPENDING", reply);
-	else if (read_id(reply->tree->element[1], &smallest) &&
+	else if (rs_redis_value_id(reply->tree->element[1], &smallest) &&
 			 rs_redis_id_compare(&smallest, &group->keep) < 0)
 		group->keep = smallest; /* else it was set back behind what is pending */
 }
 
-/* Entries-added is Redis 7's. */
 static void
 read_stream(RsTrimLook *look, const RsReply *reply)
 {
-	const redisReply *entry;
-	int64		length;
-	int64		added;
-
-	if (reply->type == RS_REPLY_ERROR && begins_with(reply, NO_SUCH_KEY))
-		return;
-	if (reply->type != RS_REPLY_ARRAY ||
-		!read_integer(value_of(reply->tree, "length"), &length) ||
-		!read_id(value_of(reply->tree, "last-generated-id"), &look->last))
-	{
+	if (!rs_redis_stream_read(reply, &look->state))
 		rs_trim_failed(look, "XINFO STREAM", reply);
-		return;
-	}
-	look->exists = true;
-	look->length = length;
-	look->has_added = read_integer(value_of(reply->tree, "entries-added"), &added);
-	if (look->has_added)
-		look->added = added;
-	entry = value_of(reply->tree, "first-entry");
-	if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements > 0)
-		look->has_first = read_id(entry->element[0], &look->first);
 }
 
 /* ---- both --------------------------------------------------------------------------------------- */
