@@ -13,13 +13,15 @@ OBJS = \
 	src/settings.o src/stats.o \
 	src/api/asking.o src/api/attach.o src/api/attach_options.o \
 	src/api/attachments.o src/api/batch.o src/api/batches.o src/api/bulk.o \
-	src/api/condition.o src/api/consumers.o src/api/emit.o src/api/keyset.o \
-	src/api/lag.o src/api/looking.o src/api/progress.o src/api/rows.o \
-	src/api/running.o src/api/streams.o src/api/target.o src/api/workers.o \
+	src/api/condition.o src/api/consume.o src/api/consumers.o src/api/emit.o \
+	src/api/keyset.o src/api/lag.o src/api/looking.o src/api/progress.o \
+	src/api/rows.o src/api/running.o src/api/streams.o src/api/target.o \
+	src/api/workers.o \
 	src/capture/announced.o src/capture/attached.o src/capture/compile.o \
 	src/capture/function.o src/capture/guard.o src/capture/payload.o \
 	src/capture/plan.o src/capture/row.o src/capture/shard.o \
 	src/capture/trigger.o src/capture/truncate.o \
+	src/consuming/lease.o src/consuming/offsets.o \
 	src/transaction/announce.o src/transaction/log.o \
 	src/transaction/stream.o src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \

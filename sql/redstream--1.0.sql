@@ -108,13 +108,47 @@ CREATE FUNCTION redstream.add_consumer(stream text, consumer text, start text DE
     VOLATILE STRICT
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_add_consumer';
 COMMENT ON FUNCTION redstream.add_consumer(text, text, text) IS
-'Registers a consumer, so that no message of the stream is trimmed before it has read it, and sets its offset: it reads on behind start, which is "0-0" (everything there is), "$" (only what comes from now on) or an id. Sets the offset of a registered one too, also backwards. Takes effect at once, not with the transaction. Raises invalid_name, invalid_parameter_value for what is no id, io_error if Redis cannot be asked.';
+'Registers a consumer, so that no message of the stream is trimmed before it has read it, and sets its offset: it reads on behind start, which is "0-0" (everything there is), "$" (only what comes from now on) or an id. Sets the offset of a registered one too, also backwards. Takes effect at once, not with the transaction, except that what redstream.consume() keeps of the consumer in this database is forgotten with it. Raises invalid_name, invalid_parameter_value for what is no id, io_error if Redis cannot be asked.';
 
 CREATE FUNCTION redstream.drop_consumer(stream text, consumer text) RETURNS boolean
     VOLATILE STRICT
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_drop_consumer';
 COMMENT ON FUNCTION redstream.drop_consumer(text, text) IS
-'Takes a consumer off the register and forgets its offset: messages are no longer kept for it. False if it was not registered. Takes effect at once, not with the transaction. Raises invalid_name, and io_error if Redis cannot be asked.';
+'Takes a consumer off the register and forgets its offset: messages are no longer kept for it. False if it was not registered. Takes effect at once, not with the transaction, except that what redstream.consume() keeps of the consumer in this database is forgotten with it. Raises invalid_name, and io_error if Redis cannot be asked.';
+
+CREATE TABLE redstream.offsets (
+    namespace text NOT NULL,
+    stream    text NOT NULL,
+    consumer  text NOT NULL,
+    id        text NOT NULL,
+    PRIMARY KEY (namespace, stream, consumer)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE redstream.offsets IS
+'Offsets of the consumers that work in this database with redstream.consume(), and of those set by redstream.commit_offset(): written in the transactions that do the work. Dumped with it.';
+COMMENT ON COLUMN redstream.offsets.namespace IS 'redstream.namespace at that time.';
+COMMENT ON COLUMN redstream.offsets.stream IS 'The stream.';
+COMMENT ON COLUMN redstream.offsets.consumer IS 'The consumer.';
+COMMENT ON COLUMN redstream.offsets.id IS 'Id of the last message that it has committed. In Redis it can be greater, when a program has worked as this consumer; and behind for as long as the copy after a commit takes.';
+SELECT pg_catalog.pg_extension_config_dump('redstream.offsets', '');
+
+CREATE FUNCTION redstream.consume(
+    stream     text,
+    consumer   text,
+    batch_size integer  DEFAULT 1000,
+    wait       interval DEFAULT '0',
+    OUT id      text,
+    OUT payload jsonb)
+    RETURNS SETOF record
+    VOLATILE STRICT ROWS 1000
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_consume';
+COMMENT ON FUNCTION redstream.consume(text, text, integer, interval) IS
+'The next batch of a consumer, in the order of the stream, and no row when there is nothing to read. The offset moves with this transaction, so that what it does with the batch in this database is done exactly once; rolled back, the batch comes again. Registers the consumer. Its lock is held until the transaction ends. wait: for a message, when there is none; 60 s at most. Raises lock_not_available when another session or process works as this consumer, or the lock was lost; object_not_in_prerequisite_state when the stream is not the one that the consumer has read before; an error that names the message when its payload is no jsonb; feature_not_supported at PREPARE TRANSACTION; invalid_name, invalid_parameter_value; io_error if Redis cannot be asked, at COMMIT too.';
+
+CREATE FUNCTION redstream.commit_offset(stream text, consumer text, id text) RETURNS void
+    VOLATILE STRICT
+    LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_commit_offset';
+COMMENT ON FUNCTION redstream.commit_offset(text, text, text) IS
+'Sets the offset of a consumer to this id: it goes on behind it. Registers the consumer. Moves on when this transaction commits, and back at once. A consumer that is at work meanwhile commits over it. Raises invalid_name, invalid_parameter_value for what is no id, io_error if Redis cannot be asked, at COMMIT too.';
 
 CREATE FUNCTION redstream.max_consumer_id(stream text, consumer text) RETURNS text
     VOLATILE STRICT

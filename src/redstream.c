@@ -4,7 +4,7 @@
  *
  * Preloaded, the library has shared memory, the sender, the launcher, hooks and the
  * transaction callbacks.  Loaded by a session alone it has its settings and the functions
- * that look at Redis; a captured write then fails and says what is missing.
+ * that look at Redis and consume; a captured write then fails and says what is missing.
  */
 #include "postgres.h"
 
@@ -12,6 +12,7 @@
 #include "miscadmin.h"
 
 #include "capture/capture.h"
+#include "consuming/consuming.h"
 #include "settings.h"
 #include "transaction/transaction.h"
 #include "transport/transport.h"
@@ -25,6 +26,7 @@ void
 _PG_init(void)
 {
 	rs_settings_define(process_shared_preload_libraries_in_progress);
+	rs_consuming_init();
 	if (!process_shared_preload_libraries_in_progress)
 		return;
 	rs_transport_init();

@@ -3,8 +3,12 @@
  *	  Which consumers a stream has: the registry that the trimmer goes by, and the offset
  *	  of one.
  *
- * Each change is a script, so that Redis does it as a whole.  It does not wait for the
- * transaction, and is not undone with it.
+ * Each change in Redis is a script, so that Redis does it as a whole.  To add or drop a consumer does not wait for the
+ * transaction, and is not undone with it; what the table redstream.offsets has of the consumer goes with the
+ * transaction.  It is changed first, since that can fail.
+ *
+ * An offset that is set by hand moves on with the transaction, so that a rollback skips nothing; back it moves at once:
+ * the greater of both counts, and what is read twice does no harm.
  */
 #include "postgres.h"
 
@@ -12,10 +16,12 @@
 #include "utils/builtins.h"
 
 #include "api/asking.h"
+#include "consuming/consuming.h"
 #include "settings.h"
 
 PG_FUNCTION_INFO_V1(redstream_add_consumer);
 PG_FUNCTION_INFO_V1(redstream_drop_consumer);
+PG_FUNCTION_INFO_V1(redstream_commit_offset);
 PG_FUNCTION_INFO_V1(redstream_max_consumer_id);
 
 /* KEYS: registry, offset, history; ARGV: consumer, its field.  The offset last, for the
@@ -50,6 +56,21 @@ ask_once(int count, const char *const *words, int64 *number)
 	return answer;
 }
 
+static void
+forget_offset(FunctionCallInfo fcinfo)
+{
+	rs_offset_forget(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
+}
+
+static void
+invalid_id(const char *text, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid stream id: \"%s\"", text),
+			 errhint("%s", hint)));
+}
+
 /* '$', or an id as Redis writes it. */
 static char *
 start_argument(FunctionCallInfo fcinfo, int number)
@@ -60,10 +81,7 @@ start_argument(FunctionCallInfo fcinfo, int number)
 	if (strcmp(start, "$") == 0)
 		return start;
 	if (!rs_redis_id_parse(start, strlen(start), &id))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("invalid stream id: \"%s\"", start),
-				 errhint("Ids look like 1700000000000-0; \"0-0\" is before all messages and \"$\" behind those of now.")));
+		invalid_id(start, "Ids look like 1700000000000-0; \"0-0\" is before all messages and \"$\" behind those of now.");
 	start = palloc(RS_STREAM_ID_SIZE);
 	rs_redis_id_format(&id, start);
 	return start;
@@ -79,6 +97,7 @@ redstream_add_consumer(PG_FUNCTION_ARGS)
 	RsConsumer *who = palloc(sizeof(RsConsumer));
 	int64		ignored;
 
+	forget_offset(fcinfo);
 	rs_redis_consumer_set(who, rs_namespace, stream, consumer, "");
 	rs_redis_place_words(who, start, words);
 	ask_once(lengthof(words), words, &ignored);
@@ -100,8 +119,67 @@ redstream_drop_consumer(PG_FUNCTION_ARGS)
 	rs_redis_consumers_key(&registry, rs_namespace, stream);
 	rs_redis_offset_key(&offset, rs_namespace, stream, consumer);
 	rs_redis_history_key(&history, rs_namespace, stream);
+	forget_offset(fcinfo);
 	ask_once(lengthof(words), words, &known);
 	PG_RETURN_BOOL(known == 1);
+}
+
+/* Is the offset in Redis behind this id? */
+static bool
+moves_on(RsConnection *redis, const RsLease *lease, const RsStreamId *id)
+{
+	const char *words[] = {"GET", lease->who.offset.text};
+	RsReply		reply;
+	RsStreamId	now;
+
+	rs_api_ask(redis, lengthof(words), words, &reply);
+	return reply.type == RS_REPLY_STRING && rs_redis_id_parse(reply.text, reply.length, &now) &&
+		rs_redis_id_compare(&now, id) <= 0;
+}
+
+static void
+commit_offset(FunctionCallInfo fcinfo, const char *stream, const char *consumer,
+			  const RsStreamId *id)
+{
+	RsLease    *lease = rs_lease_open(stream, consumer);
+	const char *words[RS_PLACE_WORDS];
+	char		to[RS_STREAM_ID_SIZE];
+	RsConnection *redis;
+	RsReply		reply;
+	RsError		error;
+
+	redis = rs_lease_connection(&error);
+	if (redis == NULL)
+		rs_api_failed(&error);
+	rs_offset_set(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)), id);
+	rs_lease_mark(lease, id, true);
+	if (moves_on(redis, lease, id))
+		return;
+	rs_redis_id_format(id, to);
+	rs_redis_place_words(&lease->who, to, words);
+	rs_api_ask(redis, RS_PLACE_WORDS, words, &reply);
+}
+
+Datum
+redstream_commit_offset(PG_FUNCTION_ARGS)
+{
+	char	   *stream = rs_api_stream_argument(fcinfo, 0);
+	char	   *consumer = rs_api_consumer_argument(fcinfo, 1);
+	char	   *given = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	RsStreamId	id;
+
+	if (!rs_redis_id_parse(given, strlen(given), &id))
+		invalid_id(given, "Ids look like 1700000000000-0.");
+	PG_TRY();
+	{
+		commit_offset(fcinfo, stream, consumer, &id);
+	}
+	PG_FINALLY();
+	{
+		rs_lease_rest();
+	}
+	PG_END_TRY();
+	PG_RETURN_VOID();
 }
 
 Datum
