@@ -40,7 +40,7 @@ OBJS = \
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
-OWN_GOALS = check demo bench bench-large bench-delayer bench-bulk \
+OWN_GOALS = check demo bench bench-large bench-delayer bench-bulk bench-consumer \
 	unit clean help
 
 ifneq (,$(filter $(OWN_GOALS), $(MAKECMDGOALS)))
@@ -66,6 +66,9 @@ bench-delayer:
 bench-bulk:
 	@test/in-copy test/bench/bulk
 
+bench-consumer:
+	@test/in-copy test/bench/consumer
+
 unit:
 	$(MAKE) -C test/unit check
 
@@ -86,6 +89,7 @@ help:
 	@echo 'make bench-large   what one transaction of 5,000,000 rows costs itself and others'
 	@echo 'make bench-delayer how fast due messages are moved, and what that costs Redis'
 	@echo 'make bench-bulk    what announcing many rows at once costs'
+	@echo 'make bench-consumer how fast consumers read'
 	@echo 'make unit          run the unit tests here'
 	@echo 'make clean         remove what was built'
 
