@@ -171,7 +171,10 @@ check_offset(Batch *batch, const RsTurn *turn)
 	}
 }
 
-/* The copy of an earlier commit may have been lost. */
+/*
+ * The copy of an earlier commit may have been lost.  What this transaction itself has put into the table is not committed,
+ * and nothing that Redis may be told.
+ */
 static void
 mend_offset(Batch *batch, const RsTurn *turn)
 {
@@ -179,7 +182,7 @@ mend_offset(Batch *batch, const RsTurn *turn)
 	bool		committed;
 	RsError		error;
 
-	if (!batch->in_table ||
+	if (!batch->in_table || batch->lease->nmarks > 0 ||
 		(turn->has_offset && rs_redis_id_compare(&turn->offset, &batch->table_offset) >= 0))
 		return;
 	if (!rs_redis_turn_commit(batch->redis, &batch->lease->who, &batch->table_offset, NULL, NULL,
