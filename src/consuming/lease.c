@@ -515,11 +515,14 @@ static void
 on_subtransaction_event(SubXactEvent event, SubTransactionId id, SubTransactionId parent,
 						void *argument)
 {
-	if (leases == NULL || (event != SUBXACT_EVENT_COMMIT_SUB && event != SUBXACT_EVENT_ABORT_SUB))
+	if (leases == NULL || event == SUBXACT_EVENT_PRE_COMMIT_SUB)
 		return;
-	for (RsLease *lease = leases; lease != NULL; lease = lease->next)
-		end_level(lease, GetCurrentTransactionNestLevel(), event == SUBXACT_EVENT_COMMIT_SUB);
-	if (event == SUBXACT_EVENT_ABORT_SUB && !committing)
+	if (event != SUBXACT_EVENT_START_SUB)
+		for (RsLease *lease = leases; lease != NULL; lease = lease->next)
+			end_level(lease, GetCurrentTransactionNestLevel(), event == SUBXACT_EVENT_COMMIT_SUB);
+
+	/* Errors after the first one stop it, too, and no event tells of them: until ROLLBACK TO starts the level anew. */
+	if (event != SUBXACT_EVENT_COMMIT_SUB && !committing)
 		start_timer();
 }
 

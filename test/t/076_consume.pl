@@ -165,9 +165,11 @@ foreach my $function (qw(pg_cancel_backend pg_terminate_backend))
 # ---- for as long as it takes ----------------------------------------------------------------------
 
 # Sessions that do nothing for Redis meanwhile.
-my %long = map { ($_ => begin($_)) } qw(busy idle savepoint timeouts waiting twice);
+my %long = map { ($_ => begin($_)) } qw(busy idle savepoint refused timeouts waiting twice);
 $long{busy}->send('SELECT pg_sleep(60)');
 like($long{savepoint}->query('SAVEPOINT s; SELECT 1/0'), qr/division by zero/, 'savepoint: an error');
+like($long{refused}->query('SAVEPOINT s; SELECT 1/0; SELECT 1; SELECT 2; ROLLBACK TO s; SELECT 3'),
+	qr/division.*is aborted.*is aborted.*\n3$/s, 'refused: errors in a savepoint that has failed already');
 is($long{timeouts}->query(q{
 		SET statement_timeout = '50 s'; SET lock_timeout = '40 s'; SET idle_in_transaction_session_timeout = '55 s';
 		SELECT pg_sleep(0.01); SAVEPOINT s; ROLLBACK TO s; SELECT 1}), "\n1", 'timeouts: are set');
