@@ -82,7 +82,7 @@ help:
 	@echo 'make install       put it where that PostgreSQL looks for extensions'
 	@echo 'make installcheck  run the SQL tests against the running server'
 	@echo 'make check         run every test; needs nothing beforehand'
-	@echo '                   ONLY="unit regress isolation tap demo bench"  only these suites'
+	@echo '                   ONLY="unit regress isolation tap demo bench examples"  only these suites'
 	@echo '                   TAP=test/t/001_*.pl                      only these TAP tests'
 	@echo 'make demo          see it work; needs nothing beforehand; KEEP=1 to play on'
 	@echo 'make bench         measure it; needs nothing beforehand'
