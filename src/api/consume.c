@@ -56,6 +56,7 @@ typedef struct Batch
 	bool		in_table;		/* there is an offset in the table */
 	RsStreamId	table_offset;
 	RsStreamId	offset;			/* the batch begins behind it */
+	size_t		entry_bytes;	/* about; of the stream */
 	ReturnSetInfo *result;
 	MemoryContext scratch;		/* of one message */
 	int			count;			/* rows */
@@ -200,6 +201,7 @@ begin_batch(Batch *batch)
 	use_connection(batch);
 	begin_turn(batch, &turn);
 	batch->in_table = rs_offset_read(batch->stream, batch->consumer, &batch->table_offset);
+	batch->entry_bytes = turn.stream.entry_bytes;
 	batch->offset = turn.offset;
 	if (batch->in_table && rs_redis_id_compare(&batch->table_offset, &batch->offset) > 0)
 		batch->offset = batch->table_offset;
@@ -256,7 +258,7 @@ read_messages(Batch *batch)
 {
 	RsReading	reading;
 
-	rs_redis_reading_begin(&reading, &batch->offset);
+	rs_redis_reading_begin(&reading, &batch->offset, batch->entry_bytes);
 	while (batch->count < batch->size)
 	{
 		RsReply		reply;

@@ -331,6 +331,7 @@ typedef struct RsStreamState
 	uint64_t	added;			/* entries ever added */
 	bool		has_first;
 	RsStreamId	first;			/* entry */
+	size_t		entry_bytes;	/* of the larger one of the first and the last entry */
 } RsStreamState;
 
 /* What trimmers and consumers remember of a stream, in the hash of rs_redis_history_key(). */
@@ -446,7 +447,8 @@ typedef struct RsReading
 	int			page;
 } RsReading;
 
-extern void rs_redis_reading_begin(RsReading *reading, const RsStreamId *after);
+/* "entry_bytes" is what is known of the size of entries (RsStreamState). */
+extern void rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes);
 
 /*
  * Reads the next entries, "most" of them or a megabyte or so, whichever is less: "reply" has them as a tree, and none at

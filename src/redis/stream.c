@@ -78,11 +78,24 @@ rs_redis_error_is(const RsReply *reply, const char *code)
 		memcmp(reply->text, code, strlen(code)) == 0;
 }
 
+static size_t
+bytes_of_entry(const redisReply *entry)
+{
+	size_t		bytes = 0;
+
+	if (entry == NULL || entry->type != REDIS_REPLY_ARRAY || entry->elements != 2)
+		return 0;
+	for (size_t i = 0; i < (size_t) entry->element[1]->elements; i++)
+		bytes += (size_t) entry->element[1]->element[i]->len;
+	return bytes;
+}
+
 /* Entries-added is Redis 7's. */
 bool
 rs_redis_stream_read(const RsReply *reply, RsStreamState *state)
 {
 	const redisReply *entry;
+	size_t		last_bytes;
 	int64_t		length;
 	int64_t		added;
 
@@ -101,6 +114,10 @@ rs_redis_stream_read(const RsReply *reply, RsStreamState *state)
 	entry = rs_redis_value(reply->tree, "first-entry");
 	if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements > 0)
 		state->has_first = rs_redis_value_id(entry->element[0], &state->first);
+	state->entry_bytes = bytes_of_entry(entry);
+	last_bytes = bytes_of_entry(rs_redis_value(reply->tree, "last-entry"));
+	if (state->entry_bytes < last_bytes)
+		state->entry_bytes = last_bytes;
 	return true;
 }
 

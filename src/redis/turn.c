@@ -23,8 +23,8 @@
 
 /* Entries are fetched about so many bytes at a time. */
 #define PAGE_BYTES ((size_t) 1 << 20)
-#define PAGE_FIRST 100			/* entries */
-#define PAGE_MOST 2000
+#define PAGE_MOST 2000			/* entries */
+#define ENTRY_BYTES 100			/* of an entry without its fields, about */
 
 /*
  * KEYS: lock, its list, offset, and perhaps a stream; ARGV: holder, id, 1 to release, milliseconds of the lock, and the
@@ -280,11 +280,22 @@ rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer, const R
 
 /* ---- reading ------------------------------------------------------------------------------ */
 
+/* How many entries of this size make a page. */
+static int
+entries_a_page(size_t entry_bytes)
+{
+	size_t		count = PAGE_BYTES / (entry_bytes + ENTRY_BYTES);
+
+	if (count > PAGE_MOST)
+		count = PAGE_MOST;
+	return count > 0 ? (int) count : 1;
+}
+
 void
-rs_redis_reading_begin(RsReading *reading, const RsStreamId *after)
+rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes)
 {
 	reading->after = *after;
-	reading->page = PAGE_FIRST;
+	reading->page = entries_a_page(entry_bytes);
 }
 
 bool
@@ -315,13 +326,13 @@ rs_redis_entry_read(const redisReply *tree, RsStreamEntry *entry)
 	return true;
 }
 
-/* Goes on behind the last entry, with a page of about the wanted size by what these have. */
+/* Goes on behind the last entry, and by what these have: with less at once, or with twice as much at most. */
 static bool
 go_on(RsReading *reading, const redisReply *entries)
 {
 	size_t		count = (size_t) entries->elements;
 	size_t		bytes = 0;
-	size_t		fitting;
+	int			fitting;
 
 	for (size_t i = 0; i < count; i++)
 	{
@@ -329,17 +340,13 @@ go_on(RsReading *reading, const redisReply *entries)
 
 		if (!rs_redis_entry_read(entries->element[i], &entry))
 			return false;
-		bytes += entry.length + 100;
+		bytes += entry.length;
 		reading->after = entry.id;
 	}
 	if (count == 0)
 		return true;
-	fitting = PAGE_BYTES / (bytes / count);
-	if (fitting > 2 * (size_t) reading->page)
-		fitting = 2 * (size_t) reading->page;
-	if (fitting > PAGE_MOST)
-		fitting = PAGE_MOST;
-	reading->page = fitting > 0 ? (int) fitting : 1;
+	fitting = entries_a_page(bytes / count);
+	reading->page = fitting < 2 * reading->page ? fitting : 2 * reading->page;
 	return true;
 }
 

@@ -274,7 +274,7 @@ test_reading(void)
 		snprintf(add, sizeof(add), "XADD " STREAM " 5-%d payload {\"id\":%d}", i, i);
 		(void) number(add);
 	}
-	rs_redis_reading_begin(&reading, &start);
+	rs_redis_reading_begin(&reading, &start, 2000);
 	while (rs_redis_reading_next(connection, &me.stream, &reading, 1000, PATIENCE_MS, &reply, &refused, &error) &&
 		   reply.tree->elements > 0)
 		for (size_t i = 0; i < (size_t) reply.tree->elements; i++)
