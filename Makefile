@@ -4,6 +4,7 @@
 # PG_CONFIG says for which PostgreSQL.  "make help" tells what else there is.
 
 EXTENSION = redstream
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" redstream.control)
 MODULE_big = redstream
 PGFILEDESC = "redstream - announces row changes over Redis streams"
 
@@ -37,6 +38,15 @@ OBJS = \
 	src/redis/keys.o src/redis/lock.o src/redis/pipeline.o src/redis/reply.o \
 	src/redis/resp.o src/redis/socket.o src/redis/stream.o \
 	src/redis/stream_id.o src/redis/turn.o src/redis/url.o
+
+# The program redstream-consumer knows no PostgreSQL.
+PROGRAM_OBJS = \
+	src/consumer/batch.o src/consumer/feed.o src/consumer/gather.o \
+	src/consumer/handler.o src/consumer/json.o src/consumer/keeper.o \
+	src/consumer/link.o src/consumer/log.o src/consumer/main.o \
+	src/consumer/options.o src/consumer/output.o src/consumer/report.o \
+	src/consumer/run.o src/consumer/settle.o src/consumer/tries.o \
+	src/consumer/wait.o $(filter src/redis/%, $(OBJS))
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
@@ -74,6 +84,7 @@ unit:
 
 clean:
 	rm -f redstream.so libredstream.a libredstream.pc $(OBJS)
+	rm -f redstream-consumer $(PROGRAM_OBJS)
 	rm -rf results output_iso tmp_check regression.diffs regression.out
 	$(if $(wildcard test/unit/Makefile), $(MAKE) -C test/unit clean)
 
@@ -129,6 +140,26 @@ PROVE_FLAGS = -I test/lib
 
 include $(PGXS)
 
-$(OBJS): $(wildcard src/*.h src/*/*.h)
+$(OBJS) $(PROGRAM_OBJS): $(wildcard src/*.h src/*/*.h)
+
+# PGXS builds a module or a program, not both.
+all: redstream-consumer
+
+src/consumer/options.o: override CPPFLAGS += -DREDSTREAM_VERSION='"$(EXTVERSION)"'
+src/consumer/options.o: redstream.control
+
+redstream-consumer: $(PROGRAM_OBJS)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs hiredis)
+
+install: install-program
+uninstall: uninstall-program
+
+.PHONY: install-program uninstall-program
+install-program: redstream-consumer
+	$(MKDIR_P) '$(DESTDIR)$(bindir)' '$(DESTDIR)$(mandir)/man1'
+	$(INSTALL_PROGRAM) redstream-consumer '$(DESTDIR)$(bindir)/redstream-consumer'
+
+uninstall-program:
+	rm -f '$(DESTDIR)$(bindir)/redstream-consumer'
 
 endif
