@@ -303,7 +303,7 @@ raise_bad_message(const Batch *batch, const ErrorData *error)
 			 errmsg("message %s of stream \"%s\" cannot be consumed: %s",
 					id, batch->stream, error->message),
 			 error->detail != NULL ? errdetail("%s", error->detail) : 0,
-			 errhint("Whoever wrote it did not use redstream. SELECT redstream.commit_offset(%s, %s, '%s') goes past it.",
+			 errhint("SELECT redstream.commit_offset(%s, %s, '%s') goes past it.",
 					 quote_literal_cstr(batch->stream), quote_literal_cstr(batch->consumer), id)));
 }
 
