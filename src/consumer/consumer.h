@@ -335,7 +335,6 @@ typedef struct RsRun
 	RsTurn		turn;
 	RsTrouble	misfit;			/* the stream does not fit the offset */
 	int			misfit_pause_ms;
-	int			page;			/* entries that make about a megabyte */
 	bool		told_fields;	/* that messages have other fields */
 	int			status;			/* what to exit with; -1: not yet */
 } RsRun;

@@ -115,7 +115,6 @@ read_on(Gathering *gathering)
 				add(gathering, &entry);
 		}
 	}
-	run->page = reading->page;
 	return true;
 }
 
@@ -160,9 +159,7 @@ rs_consumer_gather(RsRun *run)
 	Gathering	gathering = {.run = run,.most = run->tries.limit};
 
 	rs_consumer_batch_begin(&run->batch);
-	rs_redis_reading_begin(&gathering.reading, &run->turn.offset);
-	if (run->page > 0)
-		gathering.reading.page = run->page;
+	rs_redis_reading_begin(&gathering.reading, &run->turn.offset, run->turn.stream.entry_bytes);
 	if (!read_on(&gathering))
 		return false;
 	if (run->options->linger_ms > 0 && !gathering.repeats &&
