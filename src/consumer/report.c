@@ -77,7 +77,7 @@ rs_consumer_report_summary(RsReport *report, bool now)
 
 	if (report->batches == 0 || (!now && passed < SUMMARY_MS))
 		return;
-	rs_consumer_log(RS_NORMAL, "%" PRIu64 " batches with %" PRIu64 " messages in %" PRId64 ".%" PRId64 " s, the last one of %d, %s",
+	rs_consumer_log(RS_NORMAL, "batches %" PRIu64 ", messages %" PRIu64 " in %" PRId64 ".%" PRId64 " s, the last batch %d, %s",
 					report->batches, report->messages, passed / 1000, passed % 1000 / 100,
 					report->last_size, report->lag);
 	report->batches = 0;

@@ -190,9 +190,9 @@ rs_consumer_settle_refused(RsRun *run, const char *reason)
 		rs_consumer_log(RS_QUIET, "the batch of %d from %s to %s was refused (%s)", batch->count, first,
 						last, reason);
 	else
-		rs_consumer_log(RS_QUIET, "the batch of %d from %s to %s was refused (%s), %d times by now; %s in %d.%d s",
+		rs_consumer_log(RS_QUIET, "the batch of %d from %s to %s was refused (%s), try %d; %s in %d.%d s",
 						batch->count, first, last, reason, run->tries.count,
-						verdict == RS_TRY_HALF ? "half of it is tried" : "tried again", pause_ms / 1000,
+						verdict == RS_TRY_HALF ? "half of it" : "again", pause_ms / 1000,
 						pause_ms % 1000 / 100);
 	end_once(run, RS_EXIT_FAILED);
 	release_and_pause(run, pause_ms);
