@@ -282,12 +282,22 @@ take_outstanding(RsError *error)
 	return true;
 }
 
+/* Redis has closed it, as when it was restarted, or says what nobody has asked for. */
+static bool
+is_closed(void)
+{
+	RsError		ignored;
+
+	return rs_redis_read(connection, &ignored) != 0;
+}
+
 RsConnection *
 rs_lease_connection(RsError *error)
 {
 	stop_timer();
 	interrupted_at = 0;
-	if (connection != NULL && (broken || is_outdated() || !take_outstanding(error)))
+	if (connection != NULL &&
+		(broken || is_outdated() || !take_outstanding(error) || is_closed()))
 		rs_lease_lost_connection();
 	if (connection == NULL && !connect_session(error))
 		return NULL;
