@@ -37,6 +37,7 @@
 #include <sys/socket.h>
 
 #include "access/xact.h"
+#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
@@ -394,9 +395,12 @@ rs_lease_mark(RsLease *lease, const RsStreamId *id, bool placed)
 static void
 raise_lost(const RsLease *lease)
 {
+	const char *name = lease->who.name;
+
 	ereport(ERROR,
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-			 errmsg("lost the lock of consumer \"%s\"", lease->who.name),
+			 errmsg("lost the lock of consumer \"%s\"",
+					pg_any_to_server(name, strlen(name), PG_UTF8)),
 			 errdetail("Somebody else may have been given the same messages meanwhile."),
 			 errhint("Nothing is lost: roll back, and consume again.")));
 }

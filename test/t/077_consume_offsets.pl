@@ -353,6 +353,9 @@ foreach my $encoding (qw(UTF8 LATIN1 SQL_ASCII))
 		is($client->query(qq{SELECT payload->>'a' FROM redstream.consume('$text', '$text $encoding', 1)}), "\xe2\x82\xac",
 			"$encoding: another one");
 	}
+	$client->query(qq{BEGIN; SELECT redstream.consume('$text', 'x', 1); SELECT redstream.consume('$text', 'y$text', 1)});
+	$redis->command('DEL', "redstream:lock:consumer:$text:y$text");
+	like($client->query('COMMIT'), qr/lost the lock of consumer "y$text"/, "$encoding: a name in an error of COMMIT");
 	$client->close;
 }
 
