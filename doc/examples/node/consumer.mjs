@@ -4,11 +4,12 @@
 //   process.on('SIGTERM', () => consumer.stop());
 //   await consumer.consume(async (batch) => { ... });   // returns after stop()
 //
-// The handler gets a batch, an array of {id, payload}, and commits it by returning. If it throws, or the process dies, the
-// same batch comes again, here or in another process, so it must do no harm to do it twice. Of several processes with one
-// name one works and the others stand by. One that hangs for longer than the lock lives (stopped, swapped out) may still
-// be at its batch when the next one begins: a store that cares can refuse a batch whose last id is not newer than what it
-// has.
+// The handler gets a batch, an array of {id, payload}, and commits it by returning. If it throws,
+// or the process dies, the same batch comes again, here or in another process, so it must do no
+// harm to do it twice. Of several processes with one name one works and the others stand by. One
+// that hangs for longer than the lock lives (stopped, swapped out) may still be at its batch when
+// the next one begins: a store that cares can refuse a batch whose last id is not newer than what
+// it has.
 
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -36,8 +37,8 @@ redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('RPUSH', KEYS[2], '1')
 return 1`;
 
-// Only for who has the lock, and never back. An id is two numbers of 64 bits, more than a number of Lua holds: compared
-// as digits.
+// Only for who has the lock, and never back. An id is two numbers of 64 bits, more than a number of
+// Lua holds: compared as digits.
 const COMMIT = `
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local function parts(id)
@@ -52,14 +53,15 @@ if less(old_ms, ms) or (old_ms == ms and less(old_seq, seq)) then
 end
 return 1`;
 
-// What no waiting will heal. Stop the consumer; SELECT redstream.add_consumer(stream, name, start => id) sets the
-// offset: to that of a message that cannot be read, which goes past it; or, once the copy is up to date, to '$'.
+// What no waiting will heal. Stop the consumer; SELECT redstream.add_consumer(stream, name,
+// start => id) sets the offset: to that of a message that cannot be read, which goes past it; or,
+// once the copy is up to date, to '$'.
 class StreamError extends Error {}
 
 export class Consumer {
   constructor(client, stream, name, { namespace = '', batchSize = 1000, log = console.error } = {}) {
     const ns = namespace && `${namespace}:`;
-    // A connection of its own, since it waits; while it is away commands fail instead of queueing up.
+    // A connection of its own, since it waits; while it is away commands fail, and do not queue up.
     this.redis = client.duplicate({ disableOfflineQueue: true });
     this.redis.on('error', (error) => log(`${name}: ${error.message}`));
     Object.assign(this, { name, batchSize, log, stopping: false });
@@ -77,7 +79,7 @@ export class Consumer {
     this.stopping = true;
   }
 
-  // Hands over batches until stop(). Whatever fails is logged and tried again after a pause that grows.
+  // Hands over batches until stop(). What fails is logged and tried again, with growing pauses.
   async consume(handler) {
     let pause = FIRST_PAUSE;
     this.redis.connect().catch(() => {}); // goes on trying, and tells 'error'
@@ -125,9 +127,10 @@ export class Consumer {
     const after = (await this.redis.get(this.offset)) ?? '0-0';
     await this.check(after);
     const batch = [];
-    for (const { id, message } of await this.redis.xRange(this.stream, `(${after}`, '+', { COUNT: this.batchSize })) {
+    const messages = await this.redis.xRange(this.stream, `(${after}`, '+', { COUNT: this.batchSize });
+    for (const { id, message } of messages) {
       try {
-        batch.push({ id, payload: JSON.parse(message.payload) }); // which rounds numbers of more than 15 digits
+        batch.push({ id, payload: JSON.parse(message.payload) }); // rounds numbers beyond 2^53
       } catch (error) {
         if (batch.length > 0) break; // first what came before it
         throw new StreamError(`message ${id} has no payload that is JSON: ${error.message}`);
@@ -139,22 +142,25 @@ export class Consumer {
   // Consumers that get nothing, or not all, are not to be silent about it.
   async check(offset) {
     if (!isLess('0-0', offset)) return;
+    const text = `the offset is ${offset}, but the stream`;
     if (!(await this.redis.exists(this.stream))) {
-      throw new StreamError(`the offset is ${offset}, but the stream is gone: deleted, or lost by Redis`);
+      throw new StreamError(`${text} is gone: deleted, or lost by Redis`);
     }
     const last = (await this.redis.xInfoStream(this.stream))['last-generated-id'];
     if (isLess(last, offset)) {
-      throw new StreamError(`the offset ${offset} is ahead of the stream, whose last id is ${last}`);
+      throw new StreamError(`${text} has not come farther than ${last}`);
     }
     const refilled = await this.redis.hGet(this.history, 'refilled');
     if (refilled && isLess(offset, refilled)) {
-      throw new StreamError(`the stream was deleted and filled again behind the offset ${offset}`);
+      throw new StreamError(`${text} was deleted and filled again, from ${refilled} on`);
     }
   }
 
-  // Extends the lock meanwhile, by a timer: the handler must not keep the event loop to itself for seconds.
+  // Extends the lock meanwhile, by a timer, which the handler must let run: it awaits what it does.
   async extending(work) {
-    const timer = setInterval(() => this.script(EXTEND, [this.lock], LOCK_MS).catch(() => {}), EXTEND_EVERY);
+    const timer = setInterval(() => {
+      this.script(EXTEND, [this.lock], LOCK_MS).catch(() => {}); // the commit will tell
+    }, EXTEND_EVERY);
     try {
       await work();
     } finally {

@@ -4,10 +4,11 @@
     signal.signal(signal.SIGTERM, lambda *_: consumer.stop())
     consumer.consume(handler)       # returns after stop()
 
-The handler gets a batch, a list of (id, payload), and commits it by returning. If it raises, or the process dies, the
-same batch comes again, here or in another process, so it must do no harm to do it twice. Of several processes with one
-name one works and the others stand by. One that hangs for longer than the lock lives (stopped, swapped out) may still be
-at its batch when the next one begins: a store that cares can refuse a batch whose last id is not newer than what it has.
+The handler gets a batch, a list of (id, payload), and commits it by returning. If it raises, or the
+process dies, the same batch comes again, here or in another process, so it must do no harm to do it
+twice. Of several processes with one name one works and the others stand by. One that hangs for
+longer than the lock lives (stopped, swapped out) may still be at its batch when the next one
+begins: a store that cares can refuse a batch whose last id is not newer than what it has.
 """
 import json
 import logging
@@ -42,8 +43,8 @@ redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('RPUSH', KEYS[2], '1')
 return 1"""
 
-# Only for who has the lock, and never back. An id is two numbers of 64 bits, more than a number of Lua holds: compared
-# as digits.
+# Only for who has the lock, and never back. An id is two numbers of 64 bits, more than a number of
+# Lua holds: compared as digits.
 COMMIT = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 local function parts(id)
@@ -60,8 +61,9 @@ return 1"""
 
 
 class StreamError(Exception):
-    """What no waiting will heal. Stop the consumer; SELECT redstream.add_consumer(stream, name, start => id) sets the
-    offset: to that of a message that cannot be read, which goes past it; or, once the copy is up to date, to '$'."""
+    """What no waiting will heal. Stop the consumer; SELECT redstream.add_consumer(stream, name,
+    start => id) sets the offset: to that of a message that cannot be read, which goes past it; or,
+    once the copy is up to date, to '$'."""
 
 
 def number(id):
@@ -84,11 +86,11 @@ class Consumer:
         self.stopping = False
 
     def stop(self):
-        """Ends consume() after the batch it is at. May be called from a signal handler or another thread."""
+        """Ends consume() after the batch it is at. For signal handlers and other threads, too."""
         self.stopping = True
 
     def consume(self, handler):
-        """Hands over batches until stop(). Whatever fails is logged and tried again after a pause that grows."""
+        """Hands over batches until stop(). What fails is logged and tried again, with growing pauses."""
         pause = FIRST_PAUSE
         while not self.stopping:
             try:
@@ -113,8 +115,9 @@ class Consumer:
             if batch:
                 with self.extending():
                     handler(batch)
-                if not self.redis.eval(COMMIT, 2, self.lock, self.offset, self.holder, batch[-1][0]):
-                    log.error("%s: the lock was lost; batch %s is not committed", self.name, batch[-1][0])
+                last = batch[-1][0]
+                if not self.redis.eval(COMMIT, 2, self.lock, self.offset, self.holder, last):
+                    log.error("%s: the lock was lost; batch %s is not committed", self.name, last)
         finally:
             self.redis.eval(RELEASE, 2, self.lock, self.notify, self.holder)
         if not batch:
@@ -133,25 +136,27 @@ class Consumer:
             except (KeyError, ValueError, RecursionError) as error:
                 if batch:
                     break  # first what came before it
-                raise StreamError(f"message {id.decode()} has no payload that is JSON: {error!r}") from error
+                text = f"message {id.decode()} has no payload that is JSON: {error!r}"
+                raise StreamError(text) from error
         return offset, batch
 
     def check(self, offset):
         """Consumers that get nothing, or not all, are not to be silent about it."""
         if number(offset) == (0, 0):
             return
+        text = f"the offset is {offset.decode()}, but the stream "
         if not self.redis.exists(self.stream):
-            raise StreamError(f"the offset is {offset.decode()}, but the stream is gone: deleted, or lost by Redis")
+            raise StreamError(text + "is gone: deleted, or lost by Redis")
         last = self.redis.xinfo_stream(self.stream)["last-generated-id"]
         if number(last) < number(offset):
-            raise StreamError(f"the offset {offset.decode()} is ahead of the stream, whose last id is {last.decode()}")
+            raise StreamError(text + f"has not come farther than {last.decode()}")
         refilled = self.redis.hget(self.history, "refilled")
         if refilled and number(offset) < number(refilled):
-            raise StreamError(f"the stream was deleted and filled again behind the offset {offset.decode()}")
+            raise StreamError(text + f"was deleted and filled again, from {refilled.decode()} on")
 
     @contextmanager
     def extending(self):
-        """Extends the lock meanwhile, in a thread: the handler must not keep the interpreter to itself for seconds."""
+        """Extends the lock meanwhile, in a thread, which the handler must let run."""
         done = threading.Event()
 
         def extend():

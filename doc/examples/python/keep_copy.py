@@ -1,7 +1,8 @@
 """keep_copy.py DIRECTORY: keeps a copy of the table products, a file for each row.
 
-The directory stands for whatever it is that you keep up to date. A message only says which row has changed: the row is
-read from the table as it is now, and is gone if it is not there any more. So it does no harm to do a batch twice.
+The directory stands for whatever it is that you keep up to date. A message only says which row has
+changed: the row is read from the table as it is now, and is gone if it is not there any more. So it
+does no harm to do a batch twice.
 """
 import logging
 import os
@@ -16,17 +17,19 @@ import redis
 from consumer import Consumer
 
 directory = Path(sys.argv[1])
-slowness = float(os.environ.get("SECONDS_PER_ROW", 0))  # for the example, to have something to interrupt
+slowness = float(os.environ.get("SECONDS_PER_ROW", 0))  # to have something to interrupt
 
 database = psycopg2.connect("")  # PGHOST and so on
-database.autocommit = True  # each query sees what is committed by then: a snapshot older than the message would not do
+# Each query sees what is committed by then. A snapshot older than the message would not do.
+database.autocommit = True
 
 
 def keep_copy(batch):
     ids = list({payload["id"] for _, payload in batch})
     print(f"works on {len(batch)} messages from {batch[0][0]}", flush=True)
     with database.cursor() as cursor:
-        cursor.execute("SELECT id, row_to_json(products)::text FROM products WHERE id = ANY (%s)", (ids,))
+        query = "SELECT id, row_to_json(products)::text FROM products WHERE id = ANY (%s)"
+        cursor.execute(query, (ids,))
         rows = dict(cursor)
     for id in ids:
         file = directory / str(id)
@@ -39,7 +42,8 @@ def keep_copy(batch):
 
 
 logging.basicConfig(format="%(message)s")
-consumer = Consumer(redis.Redis.from_url(os.environ["REDSTREAM_URL"], socket_timeout=5), "products", "copy")
+client = redis.Redis.from_url(os.environ["REDSTREAM_URL"], socket_timeout=5)
+consumer = Consumer(client, "products", "copy")
 for number in signal.SIGTERM, signal.SIGINT:
     signal.signal(number, lambda *_: consumer.stop())
 consumer.consume(keep_copy)

@@ -4,11 +4,11 @@
 #   trap("TERM") { consumer.stop }
 #   consumer.consume { |batch| ... }    # returns after stop
 #
-# The block gets a batch, an array of [id, payload], and commits it by returning. If it raises, or the process dies, the
-# same batch comes again, here or in another process, so it must do no harm to do it twice. Of several processes with one
-# name one works and the others stand by. One that hangs for longer than the lock lives (stopped, swapped out) may still
-# be at its batch when the next one begins: a store that cares can refuse a batch whose last id is not newer than what it
-# has.
+# The block gets a batch, an array of [id, payload], and commits it by returning. If it raises, or
+# the process dies, the same batch comes again, here or in another process, so it must do no harm to
+# do it twice. Of several processes with one name one works and the others stand by. One that hangs
+# for longer than the lock lives (stopped, swapped out) may still be at its batch when the next one
+# begins: a store that cares can refuse a batch whose last id is not newer than what it has.
 
 require "json"
 require "logger"
@@ -42,8 +42,8 @@ class Consumer
     return 1
   LUA
 
-  # Only for who has the lock, and never back. An id is two numbers of 64 bits, more than a number of Lua holds: compared
-  # as digits.
+  # Only for who has the lock, and never back. An id is two numbers of 64 bits, more than a number
+  # of Lua holds: compared as digits.
   COMMIT = <<~LUA
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
     local function parts(id)
@@ -59,12 +59,14 @@ class Consumer
     return 1
   LUA
 
-  # What no waiting will heal. Stop the consumer; SELECT redstream.add_consumer(stream, name, start => id) sets the
-  # offset: to that of a message that cannot be read, which goes past it; or, once the copy is up to date, to '$'.
+  # What no waiting will heal. Stop the consumer; SELECT redstream.add_consumer(stream, name,
+  # start => id) sets the offset: to that of a message that cannot be read, which goes past it; or,
+  # once the copy is up to date, to '$'.
   class StreamError < StandardError; end
 
-  def initialize(redis, stream, name, namespace: nil, batch_size: 1000, logger: Logger.new($stderr))
-    ns = namespace ? "#{namespace}:" : ""
+  def initialize(redis, stream, name, namespace: "", batch_size: 1000,
+                 logger: Logger.new($stderr))
+    ns = namespace.empty? ? "" : "#{namespace}:"
     @redis, @extender = redis.dup, redis.dup # connections of its own: they wait
     @name, @batch_size, @logger = name, batch_size, logger
     @stream = "#{ns}redstream:stream:#{stream}"
@@ -82,7 +84,7 @@ class Consumer
     @stopping = true
   end
 
-  # Hands over batches until stop. Whatever fails is logged and tried again after a pause that grows.
+  # Hands over batches until stop. What fails is logged and tried again, with growing pauses.
   def consume(&handler)
     pause = FIRST_PAUSE
     until @stopping
@@ -150,26 +152,26 @@ class Consumer
 
   # Consumers that get nothing, or not all, are not to be silent about it.
   def check(offset)
-    return if number(offset) == [0, 0]
-    raise StreamError, "the offset is #{offset}, but the stream is gone: deleted, or lost by Redis" unless @redis.exists?(@stream)
+    return unless less?("0-0", offset)
+
+    text = "the offset is #{offset}, but the stream"
+    raise StreamError, "#{text} is gone: deleted, or lost by Redis" unless @redis.exists?(@stream)
 
     last = @redis.xinfo(:stream, @stream)["last-generated-id"]
-    if (number(last) <=> number(offset)) < 0
-      raise StreamError, "the offset #{offset} is ahead of the stream, whose last id is #{last}"
-    end
+    raise StreamError, "#{text} has not come farther than #{last}" if less?(last, offset)
 
     refilled = @redis.hget(@history, "refilled")
-    if refilled && (number(offset) <=> number(refilled)) < 0
-      raise StreamError, "the stream was deleted and filled again behind the offset #{offset}"
-    end
+    return unless refilled && less?(offset, refilled)
+
+    raise StreamError, "#{text} was deleted and filled again, from #{refilled} on"
   end
 
-  def number(id)
-    ms, seq = id.split("-")
-    [ms.to_i, seq.to_i]
+  def less?(one, other)
+    a, b = [one, other].map { |id| id.split("-").map(&:to_i) }
+    a[0] < b[0] || (a[0] == b[0] && a[1].to_i < b[1].to_i)
   end
 
-  # Extends the lock meanwhile, in a thread: the handler must not keep the interpreter to itself for seconds.
+  # Extends the lock meanwhile, in a thread, which the handler must let run.
   def extending
     mutex, finished, done = Mutex.new, ConditionVariable.new, false
     thread = Thread.new do

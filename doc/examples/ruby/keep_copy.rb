@@ -1,17 +1,19 @@
 # keep_copy.rb DIRECTORY: keeps a copy of the table products, a file for each row.
 #
-# The directory stands for whatever it is that you keep up to date. A message only says which row has changed: the row is
-# read from the table as it is now, and is gone if it is not there any more. So it does no harm to do a batch twice.
+# The directory stands for whatever it is that you keep up to date. A message only says which row
+# has changed: the row is read from the table as it is now, and is gone if it is not there any more.
+# So it does no harm to do a batch twice.
 
 require "pg"
 require "redis"
 require_relative "consumer"
 
 directory = ARGV.fetch(0)
-slowness = ENV.fetch("SECONDS_PER_ROW", 0).to_f # for the example, to have something to interrupt
+slowness = ENV.fetch("SECONDS_PER_ROW", 0).to_f # to have something to interrupt
 $stdout.sync = true
 
-# No transaction: each query sees what is committed by then. A snapshot older than the message would not do.
+# No transaction: each query sees what is committed by then. A snapshot older than the message would
+# not do.
 database = PG.connect # PGHOST and so on
 
 consumer = Consumer.new(Redis.new(url: ENV.fetch("REDSTREAM_URL")), "products", "copy")
@@ -19,8 +21,8 @@ consumer = Consumer.new(Redis.new(url: ENV.fetch("REDSTREAM_URL")), "products", 
 consumer.consume do |batch|
   ids = batch.map { |_, payload| payload["id"] }.uniq
   puts "works on #{batch.size} messages from #{batch.first[0]}"
-  rows = database.exec_params("SELECT id, row_to_json(products)::text FROM products WHERE id = ANY ($1)",
-                              [PG::TextEncoder::Array.new.encode(ids)]).values.to_h
+  query = "SELECT id, row_to_json(products)::text FROM products WHERE id = ANY ($1)"
+  rows = database.exec_params(query, [PG::TextEncoder::Array.new.encode(ids)]).values.to_h
   ids.each do |id|
     file = File.join(directory, id.to_s)
     if rows[id.to_s]
