@@ -67,7 +67,7 @@ add(Gathering *gathering, const RsStreamEntry *entry)
 		return;
 	if (added == RS_ADDED_LEFT_OUT)
 		tell_left_out(run, entry);
-	if (entry->other_fields)
+	else if (entry->other_fields && !batch->unusable)
 		tell_fields(run, entry);
 }
 
