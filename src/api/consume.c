@@ -128,11 +128,14 @@ begin_turn(Batch *batch, RsTurn *turn)
 {
 	RsError		error;
 	bool		refused;
+	bool		begun;
 
 	confirm_lock(batch);
-	if (!rs_redis_turn_begin(batch->redis, &batch->lease->who, rs_timeout, turn, &refused, &error))
+	begun = rs_redis_turn_begin(batch->redis, &batch->lease->who, rs_timeout, turn, &refused, &error);
+	if (turn->taken)
+		batch->lease->locked = true;	/* with an error, too: it is to be released */
+	if (!begun)
 		fail(refused, &error);
-	batch->lease->locked = turn->taken;
 	if (turn->taken)
 		return;
 	rs_lease_refused(batch->lease);
