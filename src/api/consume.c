@@ -124,6 +124,16 @@ confirm_lock(Batch *batch)
 }
 
 static void
+raise_bad_offset(const Batch *batch, const RsError *error)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("consumer \"%s\" cannot go on with stream \"%s\": %s",
+					batch->consumer, batch->stream, error->text),
+			 errhint("Somebody else wrote it into Redis. Set it with redstream.commit_offset().")));
+}
+
+static void
 begin_turn(Batch *batch, RsTurn *turn)
 {
 	RsError		error;
@@ -134,6 +144,8 @@ begin_turn(Batch *batch, RsTurn *turn)
 	begun = rs_redis_turn_begin(batch->redis, &batch->lease->who, rs_timeout, turn, &refused, &error);
 	if (turn->taken)
 		batch->lease->locked = true;	/* with an error, too: it is to be released */
+	if (!begun && turn->bad_offset)
+		raise_bad_offset(batch, &error);
 	if (!begun)
 		fail(refused, &error);
 	if (turn->taken)

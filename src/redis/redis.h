@@ -412,6 +412,7 @@ typedef struct RsTurn
 	int64_t		lock_ms;		/* when somebody else's lock expires, at the latest */
 	bool		registered;		/* before this turn */
 	bool		has_offset;
+	bool		bad_offset;		/* the error is that it is no id */
 	RsStreamId	offset;			/* 0-0 without one */
 	RsStreamState stream;
 	RsStreamHistory history;

@@ -152,6 +152,19 @@ queue_look(RsConnection *connection, const RsConsumer *consumer)
 	rs_redis_queue(connection, 3, info, NULL);
 }
 
+/* What it is instead can be anything. */
+static bool
+refuse_offset(const RsReply *reply, RsError *error)
+{
+	char		text[51];
+	size_t		length = reply->length < sizeof(text) ? reply->length : sizeof(text) - 1;
+
+	for (size_t i = 0; i < length; i++)
+		text[i] = reply->text[i] >= ' ' && reply->text[i] <= '~' ? reply->text[i] : '?';
+	text[length] = '\0';
+	return rs_redis_error(error, "the committed offset is not an id: \"%s\"", text);
+}
+
 static void
 hear_offset(Replies *replies, RsTurn *turn)
 {
@@ -163,8 +176,8 @@ hear_offset(Replies *replies, RsTurn *turn)
 	if (turn->has_offset && !*replies->refused)
 	{
 		*replies->refused = true;
-		rs_redis_error(replies->error, "the committed offset is not an id: \"%.*s\"",
-					   (int) (reply->length < 50 ? reply->length : 50), reply->text);
+		turn->bad_offset = true;
+		refuse_offset(reply, replies->error);
 	}
 	else if (reply->type != RS_REPLY_NIL)
 		refuse_once(replies, "GET");

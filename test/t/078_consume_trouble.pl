@@ -165,6 +165,21 @@ wrong_key('offset', 'redstream:offset:offset:c', $wrong, 'RPUSH', 'x');
 wrong_key('registry', 'redstream:consumers:registry', $wrong, 'SET', 'x');
 wrong_key('history', 'redstream:history:history', $wrong, 'SET', 'x');
 
+# An offset in Redis that is no id.
+foreach my $offset ('x', '', '5-', '-5', '5-0 ', '18446744073709551616-0', "\x00", "\xff\xfe", '1' x 200)
+{
+	my $stream = 'no id ' . unpack('H*', substr $offset, 0, 30);
+	fill($stream, 1 .. 5);
+	is(consume($stream, 2), '1 2', "$stream: a stream");
+	offset_arrives($stream, 2);
+	peer($stream, 'c')->commit($offset);
+	my $error = consume($stream);
+	like($error, qr/ERROR:  .*the committed offset is not an id: "/, "$stream: an offset that is no id");
+	like($error, qr/HINT:  .*redstream.commit_offset\(\)/, "$stream: what to do");
+	is($session->query("SELECT redstream.commit_offset('$stream', 'c', '3-0')"), '', "$stream: as the hint says");
+	is(consume($stream), '4 5', "$stream: goes on");
+}
+
 # A history that is none tells nothing.
 fill('garbage', 1 .. 5);
 is(consume('garbage', 2), '1 2', 'garbage: a stream');
