@@ -182,12 +182,12 @@ void
 rs_offset_forget(const char *stream, const char *consumer)
 {
 	const char *arguments[] = {rs_namespace, stream, consumer};
-	RsStreamId	ignored;
+
+	SPI_connect();
 
 	/* a transaction that may not write has nothing to do here then */
-	if (!rs_offset_read(stream, consumer, &ignored))
-		return;
-	SPI_connect();
-	run(&forget_offset, arguments);
+	run(&read_offset, arguments);
+	if (SPI_processed > 0)
+		run(&forget_offset, arguments);
 	SPI_finish();
 }

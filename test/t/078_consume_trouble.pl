@@ -180,6 +180,22 @@ foreach my $offset ('x', '', '5-', '-5', '5-0 ', '18446744073709551616-0', "\x00
 	is(consume($stream), '4 5', "$stream: goes on");
 }
 
+# One in the table.
+foreach my $way ('commit_offset', 'add_consumer', 'drop_consumer')
+{
+	my $stream = "table $way";
+	fill($stream, 1 .. 5);
+	is(consume($stream, 2), '1 2', "$stream: a stream");
+	is($session->query("UPDATE redstream.offsets SET id = 'x' WHERE stream = '$stream'"), '', "$stream: no id");
+	like(consume($stream),
+		qr/ERROR:  the offset of consumer "c" of stream "$stream" in redstream.offsets is no id: "x"\n.*HINT:  Set it with redstream.commit_offset/,
+		"$stream: is said");
+	my $start = $way eq 'drop_consumer' ? '' : q{, '3-0'};
+	my $output = $session->query("SELECT redstream.$way('$stream', 'c'$start)");
+	is($output, $way eq 'drop_consumer' ? 't' : '', "$stream: as the hint says, or otherwise");
+	is(consume($stream), $way eq 'drop_consumer' ? '1 2 3 4 5' : '4 5', "$stream: goes on");
+}
+
 # A history that is none tells nothing.
 fill('garbage', 1 .. 5);
 is(consume('garbage', 2), '1 2', 'garbage: a stream');
