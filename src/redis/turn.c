@@ -28,10 +28,13 @@
 
 /*
  * KEYS: lock, its list, offset, and perhaps a stream; ARGV: holder, id, 1 to release, milliseconds of the lock, and the
- * fields of an entry for that stream.  Ids are compared as text, digit by digit: Lua's numbers have 53 bits.
+ * fields of an entry for that stream.  Ids are compared as text, digit by digit: Lua's numbers have 53 bits.  The first
+ * write needs no memory, so that none of them is refused for want of it: when Redis is full, a commit is what lets the trimmer
+ * make room.
  */
 static const char commit_script[] =
 "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end\n"
+"redis.call('PEXPIRE', KEYS[1], ARGV[4])\n"
 "local function parts(id)\n"
 "  local ms, seq = string.match(id, '^0*(%d*)%-0*(%d*)$')\n"
 "  if not ms then ms, seq = string.match(id, '^0*(%d*)$') or '', '' end\n"
@@ -48,8 +51,6 @@ static const char commit_script[] =
 "if ARGV[3] == '1' then\n"
 "  redis.call('DEL', KEYS[1], KEYS[2])\n"
 "  redis.call('RPUSH', KEYS[2], '1')\n"
-"else\n"
-"  redis.call('PEXPIRE', KEYS[1], ARGV[4])\n"
 "end\n"
 "return 1\n";
 
