@@ -36,7 +36,7 @@ lose(RsKeeper *keeper)
 {
 	keeper->held = false;
 	keeper->lost = true;
-	rs_consumer_log(RS_QUIET, "the lock is lost: it expired, was deleted, or somebody else has it; what is under way will not be committed");
+	rs_consumer_log(RS_QUIET, "the lock is lost: it expired, was deleted, or somebody else has it");
 }
 
 static void

@@ -12,6 +12,8 @@
 /* Whom the released lock has woken has so long to take it, so that each gets its turn. */
 #define HAND_OVER_MS 100
 
+#define COMMIT_ATTEMPTS 3
+
 static void
 end_once(RsRun *run, int status)
 {
@@ -63,51 +65,66 @@ release_and_pause(RsRun *run, int pause_ms)
 		rs_consumer_pause(pause_ms);
 }
 
-/* The call failed, or Redis refuses. */
-static void
-commit_failed(RsRun *run, bool refused, const RsError *error)
+/* Is the end of the batch behind the committed offset, or there? */
+static bool
+is_committed(RsRun *run)
 {
-	char		reason[sizeof(error->text) + 40];
+	const char *words[] = {"GET", run->consumer.offset.text};
+	RsStreamId	offset;
+	RsReply		reply;
+	RsError		error;
 
-	snprintf(reason, sizeof(reason), "Redis refuses: %s", error->text);
-	if (refused)
-	{
-		release_and_pause(run, not_committed(run, reason));
-		return;
-	}
-	rs_consumer_link_trouble(&run->link, error);
-	rs_consumer_log(RS_QUIET, "whether the last batch is committed is not known: the offset in Redis will tell");
-	end_once(run, RS_EXIT_FAILED);
+	return rs_consumer_link_try(&run->link, RS_TIMEOUT_MS) &&
+		rs_redis_command(run->link.connection, 2, words, NULL, RS_TIMEOUT_MS, &reply, &error) &&
+		reply.type == RS_REPLY_STRING && rs_redis_id_parse(reply.text, reply.length, &offset) &&
+		rs_redis_id_compare(rs_consumer_batch_last(&run->batch), &offset) <= 0;
 }
 
-/* False when it was not committed; all is said and done then. */
+/*
+ * Commits and releases, in one step.  Without an answer it may have been done or not; if the lock is still ours, it has not, and
+ * is tried again.  False when it was not committed: all is said then.
+ */
 static bool
 commit(RsRun *run, const RsDeadLetter *letter, bool *handed_over)
 {
-	bool		committed;
-	bool		refused;
-	RsError		error;
+	bool		unanswered = false;
 
-	if (!rs_consumer_keeper_sure(&run->keeper, true))
+	*handed_over = false;
+	for (int i = 0; i < COMMIT_ATTEMPTS && rs_consumer_keeper_sure(&run->keeper, true); i++)
 	{
-		not_committed(run, run->keeper.lost ? "the lock was lost" : "Redis is away");
-		return false;
+		bool		committed;
+		bool		refused;
+		RsError		error;
+
+		if (rs_redis_turn_commit(run->link.connection, &run->consumer,
+								 rs_consumer_batch_last(&run->batch), letter, handed_over,
+								 RS_TIMEOUT_MS, &committed, &refused, &error))
+		{
+			run->keeper.held = false;
+			run->keeper.lost = !committed;
+			break;
+		}
+		if (refused)
+		{
+			char		reason[sizeof(error.text) + 40];
+
+			snprintf(reason, sizeof(reason), "Redis refuses: %s", error.text);
+			release_and_pause(run, not_committed(run, reason));
+			return false;
+		}
+		unanswered = true;
+		run->keeper.due_ms = 0;
+		rs_consumer_link_trouble(&run->link, &error);
 	}
-	if (!rs_redis_turn_commit(run->link.connection, &run->consumer,
-							  rs_consumer_batch_last(&run->batch), letter, handed_over, RS_TIMEOUT_MS,
-							  &committed, &refused, &error))
+	if (!run->keeper.held && !run->keeper.lost)
+		return true;
+	if (unanswered && is_committed(run))
 	{
-		commit_failed(run, refused, &error);
-		return false;
+		rs_consumer_log(RS_QUIET, "the last batch was committed, although Redis did not say so");
+		return true;
 	}
-	run->keeper.held = false;
-	if (!committed)
-	{
-		run->keeper.lost = true;
-		not_committed(run, "the lock was lost");
-		return false;
-	}
-	return true;
+	(void) not_committed(run, run->keeper.lost ? "the lock was lost" : "Redis is away");
+	return false;
 }
 
 static void

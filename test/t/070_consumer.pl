@@ -4,6 +4,7 @@
 use strict;
 use warnings;
 
+use IO::Select;
 use Redstream::Consumer;
 use Redstream::Test;
 use Test::More;
@@ -204,7 +205,7 @@ is(offset($redis, 'large'), undef, 'the reader has gone: nothing is committed');
 is($redis->command('EXISTS', 'redstream:lock:consumer:large:n'), 0, 'the reader has gone: the lock is released');
 
 ($piped, $reader) = to_pipe('large');
-wait_until('its lock', sub { $redis->command('EXISTS', 'redstream:lock:consumer:large:n') });
+wait_until('the first lines', sub { IO::Select->new($reader)->can_read(0) });
 $piped->signal('INT');
 $piped->signal('TERM');
 is($piped->status, 1, 'two signals: exit status 1');
