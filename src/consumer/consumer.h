@@ -3,8 +3,7 @@
  *	  What the files of redstream-consumer share: the program that reads a stream in batches and
  *	  gives each to a command or to standard output.
  *
- * It is linked with src/redis and with nothing of PostgreSQL.  run.c is the way through it;
- * README.md in src/ draws it.
+ * It is linked with src/redis and with nothing of PostgreSQL.  run.c is the way through it.
  */
 #ifndef RS_CONSUMER_H
 #define RS_CONSUMER_H
