@@ -158,8 +158,9 @@ uninstall: uninstall-program
 install-program: redstream-consumer
 	$(MKDIR_P) '$(DESTDIR)$(bindir)' '$(DESTDIR)$(mandir)/man1'
 	$(INSTALL_PROGRAM) redstream-consumer '$(DESTDIR)$(bindir)/redstream-consumer'
+	$(INSTALL_DATA) doc/redstream-consumer.1 '$(DESTDIR)$(mandir)/man1/redstream-consumer.1'
 
 uninstall-program:
-	rm -f '$(DESTDIR)$(bindir)/redstream-consumer'
+	rm -f '$(DESTDIR)$(bindir)/redstream-consumer' '$(DESTDIR)$(mandir)/man1/redstream-consumer.1'
 
 endif

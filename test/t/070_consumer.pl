@@ -5,6 +5,7 @@ use strict;
 use warnings;
 
 use IO::Select;
+use PostgreSQL::Test::Utils;
 use Redstream::Consumer;
 use Redstream::Test;
 use Test::More;
@@ -57,6 +58,10 @@ my ($status, $output, $log) = run_program($redis, arguments => ['--help']);
 is($status, 0, '--help: exit status 0');
 like($output, qr/^Usage:\n.*--dead-letter/ms, '--help: on standard output');
 is($log, '', '--help: no error');
+my @documented = $output =~ /(--[a-z-]{3,})/g;
+my $manual = slurp_file('doc/redstream-consumer.1');
+$manual =~ s/\\-/-/g;
+is_deeply([ grep { $manual !~ /^\.TP\n\.B\w? .*$_\b/m } @documented ], [], 'the man page has all options');
 ($status, $output) = run_program($redis, arguments => ['--version']);
 is($status, 0, '--version: exit status 0');
 like($output, qr/^redstream-consumer \d+\.\d+\n\z/, '--version: name and version');
