@@ -15,6 +15,7 @@
 
 #include "api/asking.h"
 #include "capture/capture.h"
+#include "consuming/consuming.h"
 #include "identity.h"
 #include "settings.h"
 
@@ -111,13 +112,19 @@ rs_api_wait(void *argument, int fd, bool writable, int timeout_ms)
 		!QueryCancelPending && !ProcDiePending;
 }
 
+char *
+rs_api_error_text(const RsError *error)
+{
+	return text_to_cstring(rs_api_text(error->text, strlen(error->text)));
+}
+
 void
 rs_api_failed(const RsError *error)
 {
 	CHECK_FOR_INTERRUPTS();		/* the reason, if there is one */
 	ereport(ERROR,
 			(errcode(ERRCODE_IO_ERROR),
-			 errmsg("could not ask Redis: %s", error->text),
+			 errmsg("could not ask Redis: %s", rs_api_error_text(error)),
 			 errhint("See redstream.url and redstream.stats.")));
 }
 
@@ -132,6 +139,27 @@ rs_api_connect(void)
 	if (connection == NULL)
 		rs_api_failed(&error);
 	return connection;
+}
+
+RsConnection *
+rs_api_lease_connection(void)
+{
+	RsError		error;
+	RsConnection *connection = rs_lease_connection(&error);
+
+	if (connection == NULL)
+		rs_api_failed(&error);
+	return connection;
+}
+
+void
+rs_api_lease_failed(bool refused, const RsError *error)
+{
+	if (refused)
+		rs_lease_suspect_connection();
+	else
+		rs_lease_lost_connection();
+	rs_api_failed(error);
 }
 
 void

@@ -35,11 +35,21 @@ extern text *rs_api_text(const char *data, size_t length);
 /* The RsWait of SQL functions: gives up on cancel and termination. */
 extern bool rs_api_wait(void *argument, int fd, bool writable, int timeout_ms);
 
+/* An error of src/redis, fit for a message: Redis may have quoted anything in it. */
+extern char *rs_api_error_text(const RsError *error);
+
 /* Raises the cancellation if that is the reason, else io_error. */
 extern void rs_api_failed(const RsError *error) pg_attribute_noreturn();
 
 /* Raises io_error when there is no connection to be had. */
 extern RsConnection *rs_api_connect(void);
+
+/*
+ * The connection of the transaction's leases (consuming.h); raises io_error.  A command on it that failed is raised by the second,
+ * after it has seen to the connection; "refused": Redis has answered, and not done it.
+ */
+extern RsConnection *rs_api_lease_connection(void);
+extern void rs_api_lease_failed(bool refused, const RsError *error) pg_attribute_noreturn();
 
 /* Sends one command of terminated words and waits for the reply, as a tree.  Raises
  * io_error for a failure and for an error reply. */

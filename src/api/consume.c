@@ -78,25 +78,6 @@ id_text(const RsStreamId *id)
 
 /* ---- the beginning -------------------------------------------------------------------- */
 
-/* A command failed.  Refused by Redis, the connection is in order. */
-static void
-fail(bool refused, const RsError *error)
-{
-	if (!refused)
-		rs_lease_lost_connection();
-	rs_api_failed(error);
-}
-
-static void
-use_connection(Batch *batch)
-{
-	RsError		error;
-
-	batch->redis = rs_lease_connection(&error);
-	if (batch->redis == NULL)
-		rs_api_failed(&error);
-}
-
 static void
 raise_locked(const Batch *batch, const char *message)
 {
@@ -116,20 +97,20 @@ confirm_lock(Batch *batch)
 		return;
 	if (!rs_redis_lock_extend(batch->redis, &batch->lease->who.lock, batch->lease->who.holder,
 							  rs_timeout, &held, &error))
-		fail(false, &error);
+		rs_api_lease_failed(false, &error);
 	if (error.text[0] != '\0')
-		rs_api_failed(&error);
+		rs_api_lease_failed(true, &error);
 	if (!held)
 		raise_locked(batch, "lost the lock of consumer \"%s\" of stream \"%s\" since this transaction had it");
 }
 
 static void
-raise_bad_offset(const Batch *batch, const RsError *error)
+raise_bad_offset(const Batch *batch, const RsError *problem)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
 			 errmsg("consumer \"%s\" cannot go on with stream \"%s\": %s",
-					batch->consumer, batch->stream, error->text),
+					batch->consumer, batch->stream, problem->text),
 			 errhint("Somebody else wrote it into Redis. Set it with redstream.commit_offset().")));
 }
 
@@ -147,7 +128,7 @@ begin_turn(Batch *batch, RsTurn *turn)
 	if (!begun && turn->bad_offset)
 		raise_bad_offset(batch, &error);
 	if (!begun)
-		fail(refused, &error);
+		rs_api_lease_failed(refused, &error);
 	if (turn->taken)
 		return;
 	rs_lease_refused(batch->lease);
@@ -155,12 +136,12 @@ begin_turn(Batch *batch, RsTurn *turn)
 }
 
 static void
-raise_misfit(const Batch *batch, const char *what)
+raise_misfit(const Batch *batch, const RsError *problem)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("consumer \"%s\" cannot go on with stream \"%s\": %s",
-					batch->consumer, batch->stream, what),
+					batch->consumer, batch->stream, problem->text),
 			 errhint("Bring up to date what it keeps, as by redstream.enqueue(), and tell it where to go on: redstream.add_consumer() with \"0-0\", \"$\" or an id.")));
 }
 
@@ -177,13 +158,13 @@ check_offset(Batch *batch, const RsTurn *turn)
 		/* others are to learn of it, too; that this is not to be had changes nothing */
 		(void) rs_redis_turn_note(batch->redis, &batch->lease->who, turn, false, rs_timeout,
 								  &refused, &error);
-		raise_misfit(batch, problem.text);
+		raise_misfit(batch, &problem);
 	}
 	if (batch->in_table && !turn->registered && !turn->has_offset)
 	{
 		rs_redis_error(&problem, "it has committed %s here, but Redis does not know it: Redis was emptied, or is another one",
 					   id_text(&batch->table_offset));
-		raise_misfit(batch, problem.text);
+		raise_misfit(batch, &problem);
 	}
 }
 
@@ -198,12 +179,12 @@ mend_offset(Batch *batch, const RsTurn *turn)
 	bool		committed;
 	RsError		error;
 
-	if (!batch->in_table || batch->lease->nmarks > 0 ||
+	if (!batch->in_table || batch->lease->marked ||
 		(turn->has_offset && rs_redis_id_compare(&turn->offset, &batch->table_offset) >= 0))
 		return;
 	if (!rs_redis_turn_commit(batch->redis, &batch->lease->who, &batch->table_offset, NULL, NULL,
 							  rs_timeout, &committed, &refused, &error))
-		fail(refused, &error);
+		rs_api_lease_failed(refused, &error);
 }
 
 static void
@@ -213,7 +194,7 @@ begin_batch(Batch *batch)
 	RsError		error;
 	bool		refused;
 
-	use_connection(batch);
+	batch->redis = rs_api_lease_connection();
 	begin_turn(batch, &turn);
 	batch->in_table = rs_offset_read(batch->stream, batch->consumer, &batch->table_offset);
 	batch->entry_bytes = turn.stream.entry_bytes;
@@ -223,7 +204,7 @@ begin_batch(Batch *batch)
 	check_offset(batch, &turn);
 	if (!rs_redis_turn_note(batch->redis, &batch->lease->who, &turn, true, rs_timeout, &refused,
 							&error))
-		fail(refused, &error);
+		rs_api_lease_failed(refused, &error);
 	mend_offset(batch, &turn);
 }
 
@@ -280,10 +261,10 @@ read_messages(Batch *batch)
 		RsError		error;
 		bool		refused;
 
-		use_connection(batch);
+		batch->redis = rs_api_lease_connection();
 		if (!rs_redis_reading_next(batch->redis, &batch->lease->who.stream, &reading,
 								   batch->size - batch->count, rs_timeout, &reply, &refused, &error))
-			fail(refused, &error);
+			rs_api_lease_failed(refused, &error);
 		if (reply.tree->elements == 0)
 			return;
 		for (size_t i = 0; i < (size_t) reply.tree->elements; i++)
@@ -373,10 +354,10 @@ await_messages(Batch *batch, uint64 until)
 
 		if (left == 0)
 			return false;
-		use_connection(batch);
+		batch->redis = rs_api_lease_connection();
 		if (!rs_redis_await_messages(batch->redis, &batch->lease->who.stream, &batch->offset,
 									 Min(left, WAIT_SLICE), rs_timeout, &there, &refused, &error))
-			fail(refused, &error);
+			rs_api_lease_failed(refused, &error);
 		CHECK_FOR_INTERRUPTS();
 		if (there)
 			return true;

@@ -56,10 +56,12 @@ ask_once(int count, const char *const *words, int64 *number)
 	return answer;
 }
 
+/* What the table has of the consumer, and what this transaction would tell Redis of it at its end. */
 static void
 forget_offset(FunctionCallInfo fcinfo)
 {
 	rs_offset_forget(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	rs_lease_unmark(rs_api_stream_argument(fcinfo, 0), rs_api_consumer_argument(fcinfo, 1));
 }
 
 static void
@@ -124,7 +126,20 @@ redstream_drop_consumer(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(known == 1);
 }
 
-/* Is the offset in Redis behind this id? */
+static void
+ask_leased(RsConnection *redis, int count, const char *const *words, RsReply *reply)
+{
+	RsError		error;
+
+	if (!rs_redis_command(redis, count, words, NULL, rs_timeout, reply, &error))
+		rs_api_lease_failed(false, &error);
+	if (reply->type != RS_REPLY_ERROR)
+		return;
+	rs_redis_error(&error, "%s: %.*s", words[0], (int) reply->length, reply->text);
+	rs_api_lease_failed(true, &error);
+}
+
+/* Is the offset in Redis behind this id, or there?  A consumer without one is before all messages. */
 static bool
 moves_on(RsConnection *redis, const RsLease *lease, const RsStreamId *id)
 {
@@ -132,9 +147,9 @@ moves_on(RsConnection *redis, const RsLease *lease, const RsStreamId *id)
 	RsReply		reply;
 	RsStreamId	now;
 
-	rs_api_ask(redis, lengthof(words), words, &reply);
-	return reply.type == RS_REPLY_STRING && rs_redis_id_parse(reply.text, reply.length, &now) &&
-		rs_redis_id_compare(&now, id) <= 0;
+	ask_leased(redis, lengthof(words), words, &reply);
+	return reply.type == RS_REPLY_NIL ||
+		(rs_redis_id_parse(reply.text, reply.length, &now) && rs_redis_id_compare(&now, id) <= 0);
 }
 
 static void
@@ -142,22 +157,18 @@ commit_offset(FunctionCallInfo fcinfo, const char *stream, const char *consumer,
 			  const RsStreamId *id)
 {
 	RsLease    *lease = rs_lease_open(stream, consumer);
+	RsConnection *redis = rs_api_lease_connection();
 	const char *words[RS_PLACE_WORDS];
 	char		to[RS_STREAM_ID_SIZE];
-	RsConnection *redis;
 	RsReply		reply;
-	RsError		error;
 
-	redis = rs_lease_connection(&error);
-	if (redis == NULL)
-		rs_api_failed(&error);
 	rs_offset_set(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)), id);
 	rs_lease_mark(lease, id, true);
 	if (moves_on(redis, lease, id))
 		return;
 	rs_redis_id_format(id, to);
 	rs_redis_place_words(&lease->who, to, words);
-	rs_api_ask(redis, RS_PLACE_WORDS, words, &reply);
+	ask_leased(redis, RS_PLACE_WORDS, words, &reply);
 }
 
 Datum

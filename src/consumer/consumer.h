@@ -41,6 +41,10 @@ extern void rs_consumer_log_begin(RsLevel wanted, const char *stream, const char
 extern void rs_consumer_log(RsLevel level, const char *format,...)
 			__attribute__((format(printf, 2, 3)));
 
+/* A name as a literal of SQL, for lines that say what to do. */
+#define RS_QUOTED_SIZE (2 * RS_NAME_MAX + 3)
+extern const char *rs_consumer_quote(const char *name, char quoted[RS_QUOTED_SIZE]);
+
 /* A state of trouble, which is said when it begins, when it becomes another, and once a minute. */
 typedef struct RsTrouble
 {

@@ -62,6 +62,23 @@ rs_consumer_log(RsLevel level, const char *format,...)
 		return;
 }
 
+const char *
+rs_consumer_quote(const char *name, char quoted[RS_QUOTED_SIZE])
+{
+	char	   *end = quoted;
+
+	*end++ = '\'';
+	for (; *name != '\0'; name++)
+	{
+		if (*name == '\'')
+			*end++ = '\'';
+		*end++ = *name;
+	}
+	*end++ = '\'';
+	*end = '\0';
+	return quoted;
+}
+
 void
 rs_consumer_trouble(RsTrouble *trouble, const char *format,...)
 {

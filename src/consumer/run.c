@@ -70,11 +70,14 @@ stand_by(RsRun *run)
 static void
 misfit(RsRun *run, const RsError *error)
 {
+	char		stream[RS_QUOTED_SIZE];
+	char		name[RS_QUOTED_SIZE];
 	RsError		ignored;
 	bool		refused;
 
-	rs_consumer_trouble(&run->misfit, "%s; when it is clear what is to be read again, set the offset: SELECT redstream.add_consumer('%s', '%s', id)",
-						error->text, run->options->stream, run->options->name);
+	rs_consumer_trouble(&run->misfit, "%s; when it is clear what is to be read again, set the offset: SELECT redstream.add_consumer(%s, %s, id)",
+						error->text, rs_consumer_quote(run->options->stream, stream),
+						rs_consumer_quote(run->options->name, name));
 	if (!rs_redis_turn_note(run->link.connection, &run->consumer, &run->turn, false, RS_TIMEOUT_MS,
 							&refused, &ignored))
 		rs_consumer_run_failed(run, refused, &ignored);

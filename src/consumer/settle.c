@@ -104,6 +104,11 @@ commit(RsRun *run, const RsDeadLetter *letter, bool *handed_over)
 			run->keeper.lost = !committed;
 			break;
 		}
+		if (refused && is_committed(run))
+		{
+			rs_consumer_log(RS_QUIET, "Redis refuses to release the lock: %s; the batch is committed", error.text);
+			return true;
+		}
 		if (refused)
 		{
 			char		reason[sizeof(error.text) + 40];
@@ -220,6 +225,8 @@ rs_consumer_settle_unusable(RsRun *run)
 {
 	const RsStreamId *id = rs_consumer_batch_first(&run->batch);
 	char		text[RS_STREAM_ID_SIZE];
+	char		stream[RS_QUOTED_SIZE];
+	char		name[RS_QUOTED_SIZE];
 	int			pause_ms = rs_consumer_tries_failed(&run->tries, id, id);
 
 	if (run->options->dead_letter != NULL)
@@ -228,8 +235,9 @@ rs_consumer_settle_unusable(RsRun *run)
 		return;
 	}
 	rs_redis_id_format(id, text);
-	rs_consumer_log(RS_QUIET, "message %s cannot be used: %s; ways past it are --skip-invalid, --dead-letter, SELECT redstream.commit_offset('%s', '%s', '%s'), and XDEL",
-					text, run->batch.reason, run->options->stream, run->options->name, text);
+	rs_consumer_log(RS_QUIET, "message %s cannot be used: %s; ways past it are --skip-invalid, --dead-letter, SELECT redstream.commit_offset(%s, %s, '%s'), and XDEL",
+					text, run->batch.reason, rs_consumer_quote(run->options->stream, stream),
+					rs_consumer_quote(run->options->name, name), text);
 	end_once(run, RS_EXIT_FAILED);
 	release_and_pause(run, pause_ms);
 }

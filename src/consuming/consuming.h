@@ -18,6 +18,7 @@ typedef struct RsLease
 {
 	RsConsumer	who;
 	bool		locked;			/* we have the consumer's lock, as far as is known */
+	bool		marked;			/* it has had a mark: what this transaction sees in the table may be its own */
 	struct RsMark *marks;		/* where the offset is to be, the last one on top */
 	int			nmarks;
 	int			max_marks;
@@ -34,22 +35,27 @@ extern void rs_consuming_init(void);
  */
 extern RsConnection *rs_lease_connection(RsError *error);
 extern void rs_lease_lost_connection(void);
+/* Redis has refused a command: another connection may lead to a server that does not.  The next transaction has one. */
+extern void rs_lease_suspect_connection(void);
 extern void rs_lease_rest(void);
 
 /*
  * The transaction's lease of a consumer, made if there is none, without the lock.  The names, in UTF-8, must have passed their
- * checks.  Raises an error while the transaction commits.
+ * checks.  Raises program_limit_exceeded when there are too many, and an error while the transaction commits.
  */
 extern RsLease *rs_lease_open(const char *stream, const char *consumer);
 
 /* The lock was refused: it is somebody else's. */
-extern void rs_lease_refused(RsLease *lease);
+extern void rs_lease_refused(RsLease *lease);	/* it may be gone then */
 
 /*
  * At the end of this (sub)transaction the offset is to be this one.  "placed": whatever it is by then and whoever has
  * the lock, as commit_offset() does it; else under the lock, and unless it is greater.
  */
 extern void rs_lease_mark(RsLease *lease, const RsStreamId *id, bool placed);
+
+/* From here on Redis is to be told nothing of the consumer's offset, if there is a lease of it: somebody has set it at once. */
+extern void rs_lease_unmark(const char *stream, const char *consumer);
 
 /* ---- offsets.c ---------------------------------------------------------------------- */
 

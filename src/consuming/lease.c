@@ -50,6 +50,13 @@
 #define EXTEND_INTERVAL 1500	/* milliseconds; the contract says: at least every 3 s */
 #define GRACE 300				/* milliseconds, see wait_with_grace() */
 
+/*
+ * COMMIT cannot wait for room in the socket's buffer, so the buffer is made large enough, as far as an unprivileged process may
+ * (net.core.wmem_max is 208 kB), and what is sent is bounded: releases by this, and offsets take three times as much.
+ */
+#define SOCKET_BUFFER (256 * 1024)
+#define RELEASES_MOST (32 * 1024)
+
 /* Commands that lie ready. */
 typedef struct Commands
 {
@@ -62,6 +69,7 @@ typedef struct Commands
 typedef struct RsMark
 {
 	int			level;
+	bool		nothing;		/* to be told */
 	RsStreamId	id;
 	bool		placed;
 } RsMark;
@@ -69,6 +77,7 @@ typedef struct RsMark
 /* The session's. */
 static RsConnection *connection;
 static volatile sig_atomic_t broken;
+static bool suspect;			/* another one may be better */
 static volatile int outstanding;	/* replies */
 static char *connected_url;		/* what it was made with, in TopMemoryContext */
 static char *connected_file;
@@ -138,11 +147,13 @@ add_extension(Commands *commands, const RsLease *lease)
 static void
 add_commit(Commands *commands, const RsLease *lease)
 {
-	const RsMark *mark = &lease->marks[lease->nmarks - 1];
+	const RsMark *mark = lease->nmarks > 0 ? &lease->marks[lease->nmarks - 1] : NULL;
 	const char *commit[RS_COMMIT_WORDS];
 	const char *place[RS_PLACE_WORDS];
 	char		id[RS_STREAM_ID_SIZE];
 
+	if (mark == NULL || mark->nothing)
+		return;
 	rs_redis_id_format(&mark->id, id);
 	if (mark->placed)
 	{
@@ -156,12 +167,20 @@ add_commit(Commands *commands, const RsLease *lease)
 	}
 }
 
+static void
+forget_commands(Commands *commands)
+{
+	if (commands->bytes != NULL)
+		pfree(commands->bytes);
+	memset(commands, 0, sizeof(Commands));
+}
+
 /* After a lease has come or gone.  The timer must be off. */
 static void
 prepare_commands(void)
 {
-	memset(&extension, 0, sizeof(extension));
-	memset(&farewell, 0, sizeof(farewell));
+	forget_commands(&extension);
+	forget_commands(&farewell);
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
 	{
 		add_extension(&extension, lease);
@@ -240,6 +259,13 @@ rs_lease_lost_connection(void)
 	connection = NULL;
 	outstanding = 0;
 	broken = false;
+	suspect = false;
+}
+
+void
+rs_lease_suspect_connection(void)
+{
+	suspect = true;
 }
 
 static bool
@@ -260,11 +286,15 @@ static bool
 connect_session(RsError *error)
 {
 	RsServerInfo info;
+	int			size = SOCKET_BUFFER;
 
 	connected_url = remember(connected_url, rs_url);
 	connected_file = remember(connected_file, rs_password_file);
 	connection = rs_connect_configured("redstream-consume", wait_with_grace, NULL, &info, error);
-	return connection != NULL;
+	if (connection == NULL)
+		return false;
+	(void) setsockopt(rs_redis_fd(connection), SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+	return true;
 }
 
 /* What the timer and the ends of transactions have been answered.  Whether a lock is still ours is asked anew where it
@@ -279,6 +309,8 @@ take_outstanding(RsError *error)
 		if (!rs_redis_next(connection, false, rs_timeout, &reply, error))
 			return false;
 		outstanding--;
+		if (reply.type == RS_REPLY_ERROR)
+			suspect = true;
 	}
 	return true;
 }
@@ -292,25 +324,31 @@ is_closed(void)
 	return rs_redis_read(connection, &ignored) != 0;
 }
 
+/* As the timer would, if it was off for too long. */
+static bool
+extend_if_due(RsError *error)
+{
+	if (!has_lock() || rs_now() - extended_at <= EXTEND_INTERVAL * 1000)
+		return true;
+	extend_by_timer();
+	if (broken)
+		return rs_redis_error(error, "the connection was lost");
+	return take_outstanding(error);
+}
+
 RsConnection *
 rs_lease_connection(RsError *error)
 {
 	stop_timer();
 	interrupted_at = 0;
 	if (connection != NULL &&
-		(broken || is_outdated() || !take_outstanding(error) || is_closed()))
+		(broken || is_outdated() || !take_outstanding(error) || is_closed() ||
+		 (suspect && !has_lock())))
 		rs_lease_lost_connection();
 	if (connection == NULL && !connect_session(error))
 		return NULL;
-	if (has_lock() && rs_now() - extended_at > EXTEND_INTERVAL * 1000)
-	{
-		extend_by_timer();
-		if (broken || !take_outstanding(error))
-		{
-			rs_lease_lost_connection();
-			return NULL;
-		}
-	}
+	if (!extend_if_due(error))
+		rs_lease_lost_connection();
 	return connection;
 }
 
@@ -321,6 +359,26 @@ rs_lease_rest(void)
 }
 
 /* ---- leases ---------------------------------------------------------------------------- */
+
+static RsLease *
+find_lease(const RsConsumer *who)
+{
+	for (RsLease *lease = leases; lease != NULL; lease = lease->next)
+		if (strcmp(lease->who.lock.text, who->lock.text) == 0)
+			return lease;
+	return NULL;
+}
+
+static void
+check_number_of_leases(void)
+{
+	if (farewell.length < RELEASES_MOST)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("too many consumers in one transaction"),
+			 errhint("Commit, and go on with the next ones.")));
+}
 
 RsLease *
 rs_lease_open(const char *stream, const char *consumer)
@@ -337,9 +395,10 @@ rs_lease_open(const char *stream, const char *consumer)
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("could not draw a random number")));
 	rs_redis_consumer_set(who, rs_namespace, stream, consumer, holder);
-	for (lease = leases; lease != NULL; lease = lease->next)
-		if (strcmp(lease->who.lock.text, who->lock.text) == 0)
-			return lease;
+	lease = find_lease(who);
+	if (lease != NULL)
+		return lease;
+	check_number_of_leases();
 	lease = MemoryContextAllocZero(TopTransactionContext, sizeof(RsLease));
 	lease->who = *who;
 	stop_timer();
@@ -363,31 +422,55 @@ rs_lease_refused(RsLease *lease)
 	while (*link != lease)
 		link = &(*link)->next;
 	*link = lease->next;
+	pfree(lease);
 	prepare_commands();
+}
+
+/* The mark of the present level, a new one if there is none. */
+static RsMark *
+mark_of_level(RsLease *lease)
+{
+	int			level = GetCurrentTransactionNestLevel();
+
+	if (lease->nmarks > 0 && lease->marks[lease->nmarks - 1].level == level)
+		return &lease->marks[lease->nmarks - 1];
+	if (lease->nmarks == lease->max_marks)
+	{
+		int			more = Max(4, 2 * lease->max_marks);
+
+		if (lease->marks == NULL)
+			lease->marks = MemoryContextAlloc(TopTransactionContext, more * sizeof(RsMark));
+		else
+			lease->marks = repalloc(lease->marks, more * sizeof(RsMark));
+		lease->max_marks = more;
+	}
+	lease->marks[lease->nmarks].level = level;
+	return &lease->marks[lease->nmarks++];
 }
 
 void
 rs_lease_mark(RsLease *lease, const RsStreamId *id, bool placed)
 {
-	int			level = GetCurrentTransactionNestLevel();
+	RsMark	   *mark = mark_of_level(lease);
 
 	/* Redis is told after the commit, which must not be forgotten by a crash then */
 	ForceSyncCommit();
-	if (lease->nmarks == 0 || lease->marks[lease->nmarks - 1].level < level)
-	{
-		if (lease->nmarks == lease->max_marks)
-		{
-			int			more = Max(4, 2 * lease->max_marks);
+	lease->marked = true;
+	mark->nothing = false;
+	mark->id = *id;
+	mark->placed = placed;
+}
 
-			if (lease->marks == NULL)
-				lease->marks = MemoryContextAlloc(TopTransactionContext, more * sizeof(RsMark));
-			else
-				lease->marks = repalloc(lease->marks, more * sizeof(RsMark));
-			lease->max_marks = more;
-		}
-		lease->nmarks++;
-	}
-	lease->marks[lease->nmarks - 1] = (RsMark) {.level = level,.id = *id,.placed = placed};
+void
+rs_lease_unmark(const char *stream, const char *consumer)
+{
+	RsConsumer *who = palloc(sizeof(RsConsumer));
+	RsLease    *lease;
+
+	rs_redis_consumer_set(who, rs_namespace, stream, consumer, holder);
+	lease = find_lease(who);
+	if (lease != NULL && lease->nmarks > 0)
+		mark_of_level(lease)->nothing = true;
 }
 
 /* ---- the end of (sub)transactions ------------------------------------------------------ */
@@ -436,25 +519,38 @@ confirm_locks(void)
 			raise_failed(&error);
 		}
 		if (error.text[0] != '\0')
+		{
+			rs_lease_suspect_connection();
 			raise_failed(&error);
+		}
 		if (!held)
 			raise_lost(lease);
 	}
 	extended_at = rs_now();
 }
 
+/* Is there a lock to be sure of, or an offset to be told? */
+static bool
+needs_redis(void)
+{
+	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
+		if (lease->locked || lease->nmarks > 0)
+			return true;
+	return false;
+}
+
+/* A lease without a lock may have one all the same, if Redis was asked for it and did not answer. */
 static void
 pre_commit(void)
 {
 	if (leases == NULL)
 		return;
-	confirm_locks();
+	if (needs_redis())
+		confirm_locks();
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
 	{
-		if (lease->nmarks > 0)
-			add_commit(&ending, lease);
-		if (lease->locked)
-			add_release(&ending, lease);
+		add_commit(&ending, lease);
+		add_release(&ending, lease);
 	}
 	committing = true;
 	rs_lease_rest();

@@ -54,6 +54,11 @@ static const char commit_script[] =
 "end\n"
 "return 1\n";
 
+/* KEYS: registry; ARGV: consumer.  A script, to get past a Redis that is full, as above. */
+static const char register_script[] =
+"redis.call('SREM', KEYS[1], '')\n"
+"return redis.call('SADD', KEYS[1], ARGV[1])\n";
+
 /*
  * KEYS: registry, offset, stream; ARGV: consumer, id or '$'.  Registers first: a consumer without an offset keeps the
  * trimmer waiting, an offset of nobody does not.
@@ -69,6 +74,7 @@ static const char place_script[] =
 "    end\n"
 "  end\n"
 "end\n"
+"redis.call('SREM', KEYS[1], '')\n"
 "redis.call('SADD', KEYS[1], ARGV[1])\n"
 "redis.call('SET', KEYS[2], id)\n"
 "return 1\n";
@@ -259,7 +265,7 @@ bool
 rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer, const RsTurn *turn,
 				   bool registers, int timeout_ms, bool *refused, RsError *error)
 {
-	const char *add[] = {"SADD", consumer->registry.text, consumer->name};
+	const char *add[] = {"EVAL", register_script, "1", consumer->registry.text, consumer->name};
 	const char *words[RS_HISTORY_WORDS + 8];
 	RsHistoryChanges changes;
 	Replies		replies = {.connection = connection,.timeout_ms = timeout_ms,.refused = refused,
@@ -272,7 +278,7 @@ rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer, const R
 	if (!adds && changes.count == 0)
 		return true;
 	if (adds)
-		rs_redis_queue(connection, 3, add, NULL);
+		rs_redis_queue(connection, 5, add, NULL);
 	if (changes.count > 0)
 	{
 		rs_redis_history_words(&consumer->history, words);
@@ -282,7 +288,7 @@ rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer, const R
 	if (!rs_redis_flush(connection, timeout_ms, error))
 		return false;
 	if (adds && take(&replies) && replies.reply.type != RS_REPLY_INTEGER)
-		refuse_once(&replies, "SADD");
+		refuse_once(&replies, "register");
 
 	/* A history that cannot be written is noticed again, and no reason not to read. */
 	if (changes.count > 0)
@@ -364,6 +370,15 @@ go_on(RsReading *reading, const redisReply *entries)
 	return true;
 }
 
+/* Is it the largest id there can be? */
+static bool
+is_last(const RsStreamId *id)
+{
+	RsStreamId	next = *id;
+
+	return !rs_redis_id_next(&next);
+}
+
 bool
 rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *reading, int most,
 					  int timeout_ms, RsReply *reply, bool *refused, RsError *error)
@@ -374,6 +389,11 @@ rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *
 
 	*refused = false;
 	rs_redis_id_format(&reading->after, start + 1);
+	if (is_last(&reading->after))
+	{
+		words[2] = "+";			/* nothing is behind it, and Redis refuses to look there */
+		words[3] = "-";
+	}
 	snprintf(count, sizeof(count), "%d", most < reading->page ? most : reading->page);
 	if (!rs_redis_command(connection, 6, words, NULL, timeout_ms, reply, error))
 		return false;

@@ -91,7 +91,7 @@ is($status, 0, 'a batch was committed');
 is($output, join('', map { line_of($_ + 1 . '-0', $lines[$_]) } 0 .. $#lines), 'a message a line, as it is');
 is($committed, @values . '-0', 'the last id is committed');
 like($log, qr{^redstream-consumer: read1/n: connected to redis \d}m, 'log lines name stream and consumer');
-like($log, qr{: 1 batches with 7 messages in \d+\.\d s, the last one of 7, lag 0\.0 s$}m, 'a summary');
+like($log, qr{: batches 1, messages 7 in \d+\.\d s, the last batch 7, lag 0\.0 s$}m, 'a summary');
 
 ($status, $output, $log) = run_program($redis, stream => 'read1', options => ['--once']);
 is($status, 3, 'no message: exit status 3');
