@@ -45,6 +45,13 @@ PG_FUNCTION_INFO_V1(redstream_consume);
 #define WAIT_LONGEST 60000		/* milliseconds */
 #define WAIT_SLICE 100
 
+/* How large the entries are that this session has read last. */
+static struct
+{
+	RsKey		stream;
+	RsReading	reading;
+}			known;
+
 typedef struct Batch
 {
 	const char *stream;			/* in the database's encoding, as in the arguments */
@@ -248,13 +255,24 @@ put_message(Batch *batch, const RsStreamEntry *entry)
 	MemoryContextReset(batch->scratch);
 }
 
+static void
+begin_reading(const Batch *batch)
+{
+	const RsKey *stream = &batch->lease->who.stream;
+
+	if (strcmp(known.stream.text, stream->text) != 0)
+	{
+		known.stream = *stream;
+		known.reading.page = 0;
+	}
+	rs_redis_reading_begin(&known.reading, &batch->offset, batch->entry_bytes);
+}
+
 /* Reads until the batch is full or the stream at its end. */
 static void
 read_messages(Batch *batch)
 {
-	RsReading	reading;
-
-	rs_redis_reading_begin(&reading, &batch->offset, batch->entry_bytes);
+	begin_reading(batch);
 	while (batch->count < batch->size)
 	{
 		RsReply		reply;
@@ -262,7 +280,7 @@ read_messages(Batch *batch)
 		bool		refused;
 
 		batch->redis = rs_api_lease_connection();
-		if (!rs_redis_reading_next(batch->redis, &batch->lease->who.stream, &reading,
+		if (!rs_redis_reading_next(batch->redis, &batch->lease->who.stream, &known.reading,
 								   batch->size - batch->count, rs_timeout, &reply, &refused, &error))
 			rs_api_lease_failed(refused, &error);
 		if (reply.tree->elements == 0)

@@ -338,6 +338,7 @@ typedef struct RsRun
 	RsTurn		turn;
 	RsTrouble	misfit;			/* the stream does not fit the offset */
 	int			misfit_pause_ms;
+	RsReading	reading;
 	bool		told_fields;	/* that messages have other fields */
 	int			status;			/* what to exit with; -1: not yet */
 } RsRun;

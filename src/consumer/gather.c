@@ -15,7 +15,6 @@
 typedef struct Gathering
 {
 	RsRun	   *run;
-	RsReading	reading;
 	int			most;
 	bool		repeats;		/* a batch that was refused */
 } Gathering;
@@ -85,7 +84,7 @@ read_on(Gathering *gathering)
 {
 	RsRun	   *run = gathering->run;
 	RsBatch    *batch = &run->batch;
-	RsReading  *reading = &gathering->reading;
+	RsReading  *reading = &run->reading;
 	bool		at_end = false;
 	bool		refused;
 	RsError		error;
@@ -135,7 +134,7 @@ linger(Gathering *gathering)
 
 		run->link.waiting.idle = true;
 		answered = rs_redis_await_messages(run->link.connection, &run->consumer.stream,
-										   &gathering->reading.after,
+										   &run->reading.after,
 										   left < LINGER_STEP_MS ? (int) left : LINGER_STEP_MS,
 										   RS_TIMEOUT_MS, &there, &refused, &error);
 		run->link.waiting.idle = false;
@@ -159,7 +158,7 @@ rs_consumer_gather(RsRun *run)
 	Gathering	gathering = {.run = run,.most = run->tries.limit};
 
 	rs_consumer_batch_begin(&run->batch);
-	rs_redis_reading_begin(&gathering.reading, &run->turn.offset, run->turn.stream.entry_bytes);
+	rs_redis_reading_begin(&run->reading, &run->turn.offset, run->turn.stream.entry_bytes);
 	if (!read_on(&gathering))
 		return false;
 	if (run->options->linger_ms > 0 && !gathering.repeats &&

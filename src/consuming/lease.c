@@ -10,8 +10,8 @@
  *
  *		what happens			what is done										may throw
  *
- *		PRE_COMMIT				the locks are extended, and must still be ours; the	yes: 55P03 when one is not,
- *								commands for COMMIT are made						io_error without Redis
+ *		PRE_COMMIT				the locks of who has consumed are extended, and		yes: 55P03 when one is not,
+ *								must be ours; the commands for COMMIT are made		io_error without Redis
  *		PRE_PREPARE				refused: a lock cannot wait for COMMIT PREPARED		yes
  *		COMMIT					one send(): offsets, releases						no
  *		ABORT					one send(): releases								no
@@ -211,7 +211,7 @@ start_timer(void)
 {
 	uint64		now = rs_now();
 	uint64		due = extended_at + EXTEND_INTERVAL * 1000;
-	int64		wait = due > now ? due - now : 1000;
+	int64		wait = due > now ? due - now : 0;
 
 	if (!has_lock() || connection == NULL || broken)
 		return;
@@ -511,7 +511,7 @@ confirm_locks(void)
 	{
 		bool		held;
 
-		if (!lease->locked)
+		if (!lease->locked || lease->nmarks == 0)
 			continue;
 		if (!rs_redis_lock_extend(redis, &lease->who.lock, holder, rs_timeout, &held, &error))
 		{
@@ -529,12 +529,12 @@ confirm_locks(void)
 	extended_at = rs_now();
 }
 
-/* Is there a lock to be sure of, or an offset to be told? */
+/* Who has got no message, or has rolled that back, need not be sure of anything. */
 static bool
-needs_redis(void)
+has_consumed(void)
 {
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
-		if (lease->locked || lease->nmarks > 0)
+		if (lease->nmarks > 0)
 			return true;
 	return false;
 }
@@ -545,7 +545,7 @@ pre_commit(void)
 {
 	if (leases == NULL)
 		return;
-	if (needs_redis())
+	if (has_consumed())
 		confirm_locks();
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
 	{

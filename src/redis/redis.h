@@ -441,19 +441,23 @@ extern bool rs_redis_turn_note(RsConnection *connection, const RsConsumer *consu
 							   const RsTurn *turn, bool registers, int timeout_ms, bool *refused,
 							   RsError *error);
 
-/* A place in a stream to read on from, and how many entries make about a megabyte there. */
+/*
+ * A place in a stream to read on from, and how many entries make about a megabyte there.  Zeroed at first, and kept from
+ * one turn to the next, since nobody else knows how large the entries in the middle of a stream are.
+ */
 typedef struct RsReading
 {
 	RsStreamId	after;
-	int			page;
+	int			page;			/* 0: not known yet */
 } RsReading;
 
-/* "entry_bytes" is what is known of the size of entries (RsStreamState). */
+/* "entry_bytes" is what the stream says of the size of entries (RsStreamState). */
 extern void rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes);
 
 /*
  * Reads the next entries, "most" of them or a megabyte or so, whichever is less: "reply" has them as a tree, and none at
- * the end of the stream.  Errors as for the beginning.
+ * the end of the stream.  When entries are suddenly large it can be more: a thousand of them at most.  After a failure a
+ * few are tried.  Errors as for the beginning.
  */
 extern bool rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *reading,
 								  int most, int timeout_ms, RsReply *reply, bool *refused,

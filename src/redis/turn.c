@@ -23,7 +23,8 @@
 
 /* Entries are fetched about so many bytes at a time. */
 #define PAGE_BYTES ((size_t) 1 << 20)
-#define PAGE_MOST 2000			/* entries */
+#define PAGE_FIRST 256			/* entries: at most, before any was seen */
+#define PAGE_MOST 1000			/* at most, ever */
 #define ENTRY_BYTES 100			/* of an entry without its fields, about */
 
 /*
@@ -314,8 +315,11 @@ entries_a_page(size_t entry_bytes)
 void
 rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes)
 {
+	int			fitting = entries_a_page(entry_bytes);
+
 	reading->after = *after;
-	reading->page = entries_a_page(entry_bytes);
+	if (reading->page == 0)
+		reading->page = fitting < PAGE_FIRST ? fitting : PAGE_FIRST;
 }
 
 bool
@@ -396,7 +400,10 @@ rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *
 	}
 	snprintf(count, sizeof(count), "%d", most < reading->page ? most : reading->page);
 	if (!rs_redis_command(connection, 6, words, NULL, timeout_ms, reply, error))
+	{
+		reading->page = 1 + reading->page / 16; /* it may have been too much */
 		return false;
+	}
 	if (reply->type != RS_REPLY_ARRAY || !go_on(reading, reply->tree))
 		return refuse("XRANGE", reply, refused, error);
 	return true;

@@ -126,6 +126,26 @@ my ($before, $after) = $session->query(qq{
 	COMMIT}) =~ /^(\d+)$/mg;
 cmp_ok($after, '<', $before + 100_000, 'a transaction that is refused again and again does not grow');
 
+# Who has consumed nothing in the end needs no lock to commit.
+is($session->query('BEGIN; SAVEPOINT a; ' . consume('nothing', 5) . '; ROLLBACK TO a'), '1-0 2-0 3-0 4-0 5-0',
+	'a batch that is rolled back to a savepoint');
+$redis->command('DEL', 'redstream:lock:consumer:s:nothing');
+is($session->query('CREATE TABLE other (); COMMIT'), '', 'its lock is lost, and the rest is committed');
+
+# ---- large messages between small ones -----------------------------------------------------------------------
+
+$redis->command('XADD', 'redstream:stream:large', '1-0', 'payload', '1');
+$redis->command('XADD', 'redstream:stream:large', "2-$_", 'payload', '"' . 'x' x 1_000_000 . '"') foreach 1 .. 400;
+$redis->command('XADD', 'redstream:stream:large', '3-0', 'payload', '1');
+my $count = 0;
+wait_until('all of them to be consumed', sub {
+	my $result = $session->query(q{SELECT count(*) FROM redstream.consume('large', 'c')});
+	$count += $1 if $result =~ /^(\d+)$/;
+	return $count == 402;
+}, 120);
+pass('however large they are');
+$redis->command('DEL', 'redstream:stream:large');
+
 # ---- the ends of the ids -----------------------------------------------------------------------------------
 
 my $largest = '18446744073709551615-18446744073709551615';

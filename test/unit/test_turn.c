@@ -258,7 +258,7 @@ test_life(void)
 static void
 test_reading(void)
 {
-	RsReading	reading;
+	RsReading	reading = {{0, 0}, 0};
 	RsStreamId	start = {0, 0};
 	RsReply		reply;
 	RsStreamEntry entry;
