@@ -262,7 +262,8 @@ goes_on('in a savepoint');
 my $survivor = begin('survivor');
 wait_until('the lock', sub { peer('survivor')->holder });
 kill 'KILL', $lost{killed}->pid;
-$node->poll_query_until('postgres', 'SELECT true', 't');
+wait_until('the server to restart',
+	sub { slurp_file($node->logfile, $log_offset) =~ /reinitializing.*ready to accept connections/s });
 foreach my $consumer (qw(killed survivor))
 {
 	wait_until("$consumer: the lock to go", sub { !peer($consumer)->holder });
