@@ -45,8 +45,8 @@ extern void rs_lease_rest(void);
  */
 extern RsLease *rs_lease_open(const char *stream, const char *consumer);
 
-/* The lock was refused: it is somebody else's. */
-extern void rs_lease_refused(RsLease *lease);	/* it may be gone then */
+/* The lock was refused: it is somebody else's.  A lease without marks is gone then. */
+extern void rs_lease_refused(RsLease *lease);
 
 /*
  * At the end of this (sub)transaction the offset is to be this one.  "placed": whatever it is by then and whoever has

@@ -415,13 +415,15 @@ rs_lease_refused(RsLease *lease)
 {
 	RsLease   **link = &leases;
 
-	lease->locked = false;
+	/* what was consumed under a lock that is lost is not to be committed: PRE_COMMIT will find that out */
 	if (lease->nmarks > 0)
 		return;
 	stop_timer();
 	while (*link != lease)
 		link = &(*link)->next;
 	*link = lease->next;
+	if (lease->marks != NULL)
+		pfree(lease->marks);
 	pfree(lease);
 	prepare_commands();
 }
