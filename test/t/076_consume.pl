@@ -147,6 +147,27 @@ released_at_once('terminate');
 nothing_is_done('terminate');
 goes_on('terminate');
 
+# By a timeout of the session.
+foreach my $timeout (
+	[ 'statement_timeout', 'SELECT pg_sleep(60)', qr/canceling statement due to statement timeout/ ],
+	[ 'lock_timeout', 'LOCK taken', qr/canceling statement due to lock timeout/ ],
+	[ 'idle_in_transaction_session_timeout', undef, undef ])
+{
+	my ($setting, $sql, $pattern) = @$timeout;
+
+	$node->safe_psql('postgres', 'CREATE TABLE IF NOT EXISTS taken ()');
+	my $locker = Redstream::Session->new($node);
+	is($locker->query('BEGIN; LOCK taken'), '', "$setting: a table is locked");
+	$session = begin($setting);
+	is($session->query("SET LOCAL $setting = '100 ms'"), '', "$setting: is set");
+	like($session->query($sql), $pattern, "$setting: an error") if $sql;
+	released_at_once($setting);
+	nothing_is_done($setting);
+	$session->close;
+	$locker->close;
+	goes_on($setting);
+}
+
 # In the wait for messages.
 foreach my $function (qw(pg_cancel_backend pg_terminate_backend))
 {
@@ -161,6 +182,32 @@ foreach my $function (qw(pg_cancel_backend pg_terminate_backend))
 		"$consumer: ends");
 	released_at_once($consumer);
 }
+
+# ---- refused, again and again ---------------------------------------------------------------------
+
+# A transaction that tries until it gets the lock needs no memory for that.
+$node->safe_psql('postgres', q{
+	CREATE EXTENSION redstream_test;
+	CREATE FUNCTION try(tries integer) RETURNS integer LANGUAGE plpgsql AS $$
+	DECLARE
+		refused integer = 0;
+	BEGIN
+		FOR i IN 1 .. tries LOOP
+			BEGIN
+				PERFORM redstream.consume('s', 'tries');
+			EXCEPTION WHEN lock_not_available THEN
+				refused := refused + 1;
+			END;
+		END LOOP;
+		RETURN refused;
+	END $$});
+ok(peer('tries')->take, 'tries: another process is at work');
+$session = Redstream::Session->new($node);
+is($session->query('BEGIN; SELECT try(10); SELECT redstream_test.memory() AS before \gset'), 10, 'tries: is refused');
+is($session->query('SELECT try(500)'), 500, 'tries: again and again');
+cmp_ok($session->query('SELECT redstream_test.memory() - :before'), '<', 1_000_000, 'tries: that takes no memory');
+peer('tries')->{redis}->command('DEL', peer('tries')->{lock});
+is($session->query('SELECT count(*) FROM redstream.consume($$s$$, $$tries$$); COMMIT'), 20, 'tries: and gets it');
 
 # ---- for as long as it takes ----------------------------------------------------------------------
 

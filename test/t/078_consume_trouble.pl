@@ -165,6 +165,19 @@ wrong_key('offset', 'redstream:offset:offset:c', $wrong, 'RPUSH', 'x');
 wrong_key('registry', 'redstream:consumers:registry', $wrong, 'SET', 'x');
 wrong_key('history', 'redstream:history:history', $wrong, 'SET', 'x');
 
+# Redis is full: a consumer goes on, and its offset arrives, or the trimmer could never make room.
+fill('full', 1 .. 10);
+is(consume('full', 5), '1 2 3 4 5', 'full: a stream');
+offset_arrives('full', 5);
+$redis->command('CONFIG', 'SET', 'maxmemory', 1);
+is(consume('full', 3), '6 7 8', 'full: goes on when Redis is');
+offset_arrives('full', 8);
+wait_until('full: the lock to be released', sub { peer('full', 'c')->was_released });
+like($session->query(q{SELECT redstream.consume('full', 'new')}), qr/could not ask Redis: SADD: OOM/,
+	'full: another consumer cannot be registered');
+$redis->command('CONFIG', 'SET', 'maxmemory', 0);
+is($session->query(q{SELECT count(*) FROM redstream.consume('full', 'new')}), 10, 'full: when it is not any more, it can');
+
 # An offset in Redis that is no id.
 foreach my $offset ('x', '', '5-', '-5', '5-0 ', '18446744073709551616-0', "\x00", "\xff\xfe", '1' x 200)
 {

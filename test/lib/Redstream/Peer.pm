@@ -63,7 +63,7 @@ sub release
 	return;
 }
 
-sub offset    ## no critic (ProhibitAmbiguousNames)
+sub offset
 {
 	my ($self) = @_;
 	return $self->{redis}->command('GET', $self->{offset});
