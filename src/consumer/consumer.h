@@ -190,8 +190,8 @@ extern void rs_consumer_keeper_release(RsKeeper *keeper);
 #define RS_JSON_DEPTH 10000		/* arrays and objects within another */
 
 /*
- * Is it one JSON value as RFC 8259 has it, in valid UTF-8, and not deeper than RS_JSON_DEPTH?  Else NULL is not what is returned, but
- * what is wrong, and "where" is the offset of it in bytes.
+ * Is it one JSON value as RFC 8259 has it, in valid UTF-8, and not deeper than RS_JSON_DEPTH?  Then NULL; else what is
+ * wrong, and at which byte.
  */
 extern const char *rs_consumer_json_check(const char *text, size_t length, size_t *where);
 
@@ -256,7 +256,8 @@ typedef struct RsTries
 	bool		repeats;		/* the batch from "first" on was not committed */
 	RsStreamId	first;
 	RsStreamId	last;			/* the next one ends there, if it begins with "first" */
-	int			failures;		/* how often it was not */
+	int			failures;		/* how often it was not; goes on counting after a message was given up */
+	bool		gave_up;		/* a message, and nothing was taken since */
 	int			count;			/* how often because its handler refused it */
 } RsTries;
 
@@ -275,8 +276,8 @@ extern int	rs_consumer_tries_failed(RsTries *tries, const RsStreamId *first, con
 /* Its handler has refused it, and how many messages it has. */
 extern RsVerdict rs_consumer_tries_refused(RsTries *tries, const RsStreamId *first,
 										   const RsStreamId *last, int messages, int *pause_ms);
-/* It was committed: taken by its handler, or given up. */
-extern void rs_consumer_tries_done(RsTries *tries, bool given_up);
+/* It was committed: taken by its handler, or put aside. */
+extern void rs_consumer_tries_done(RsTries *tries, bool taken);
 
 /* ---- handler.c, output.c: who takes a batch ------------------------------------------------------------------------ */
 
@@ -284,6 +285,7 @@ typedef enum RsOutcome
 {
 	RS_TAKEN,
 	RS_REFUSED,					/* "reason" says why */
+	RS_NOT_RUN,					/* the command; "reason" says why */
 	RS_STOPPED					/* by a second signal, or there is no standard output any more */
 } RsOutcome;
 
@@ -346,9 +348,10 @@ typedef struct RsRun
 /* gather.c: reads a batch.  False when Redis failed, or it was told to end; the lock is then still to be released. */
 extern bool rs_consumer_gather(RsRun *run);
 
-/* settle.c: what becomes of a batch that was taken, refused, or is nothing but a message that cannot be used. */
+/* settle.c: what becomes of a batch that was taken, refused, not tried, or is nothing but a message that cannot be used. */
 extern void rs_consumer_settle_taken(RsRun *run);
 extern void rs_consumer_settle_refused(RsRun *run, const char *reason);
+extern void rs_consumer_settle_not_run(RsRun *run, const char *reason);
 extern void rs_consumer_settle_unusable(RsRun *run);
 
 /* run.c: a call of src/redis failed in a turn, or Redis refused it. */

@@ -211,7 +211,7 @@ rs_consumer_handler_run(const RsOptions *options, const RsBatch *batch, RsKeeper
 	{
 		snprintf(reason, RS_REASON_SIZE, "cannot run %.100s: %s", options->command[0],
 				 strerror(problem));
-		return RS_REFUSED;
+		return RS_NOT_RUN;
 	}
 	rs_consumer_feed_pipe(&feed, input, batch->lines.data, batch->lines.used);
 	keeper->link->waiting.feed = &feed;

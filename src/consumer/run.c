@@ -138,6 +138,8 @@ handle(RsRun *run)
 		rs_consumer_settle_taken(run);
 	else if (outcome == RS_REFUSED)
 		rs_consumer_settle_refused(run, reason);
+	else if (outcome == RS_NOT_RUN)
+		rs_consumer_settle_not_run(run, reason);
 	else
 		run->status = RS_EXIT_FAILED;
 }

@@ -53,6 +53,8 @@ not_committed(RsRun *run, const char *why)
 	rs_consumer_log(RS_QUIET, "the batch from %s to %s is not committed and will be given again: %s", first, last,
 					why);
 	end_once(run, RS_EXIT_FAILED);
+	if (rs_consumer_stops() > 1)
+		run->status = RS_EXIT_FAILED;
 	return rs_consumer_tries_failed(&run->tries, first_id, last_id);
 }
 
@@ -139,7 +141,7 @@ commit_batch(RsRun *run, const RsDeadLetter *letter)
 
 	if (!commit(run, letter, &handed_over))
 		return;
-	rs_consumer_tries_done(&run->tries, letter != NULL);
+	rs_consumer_tries_done(&run->tries, letter == NULL);
 	rs_consumer_report_batch(&run->report, &run->batch, &run->turn);
 	end_once(run, RS_EXIT_DONE);
 	if (handed_over && run->status < 0)
@@ -189,35 +191,52 @@ give_up(RsRun *run, const char *reason)
 
 /* ---- what is not taken -------------------------------------------------------------------------------- */
 
-void
-rs_consumer_settle_refused(RsRun *run, const char *reason)
+/* The batch was not taken: says so, and what is next. */
+static void
+come_again(RsRun *run, const char *reason, int try, const char *what, int pause_ms)
 {
 	const RsBatch *batch = &run->batch;
-	const RsStreamId *first_id = rs_consumer_batch_first(batch);
-	const RsStreamId *last_id = rs_consumer_batch_last(batch);
 	char		first[RS_STREAM_ID_SIZE];
 	char		last[RS_STREAM_ID_SIZE];
-	int			pause_ms;
-	RsVerdict	verdict = rs_consumer_tries_refused(&run->tries, first_id, last_id, batch->count,
-													&pause_ms);
 
-	rs_redis_id_format(first_id, first);
-	rs_redis_id_format(last_id, last);
-	if (verdict == RS_GIVE_UP)
-	{
-		give_up(run, reason);
-		return;
-	}
+	rs_redis_id_format(rs_consumer_batch_first(batch), first);
+	rs_redis_id_format(rs_consumer_batch_last(batch), last);
 	if (run->options->once || rs_consumer_stops() > 0)
 		rs_consumer_log(RS_QUIET, "the batch of %d from %s to %s was refused (%s)", batch->count, first,
 						last, reason);
 	else
 		rs_consumer_log(RS_QUIET, "the batch of %d from %s to %s was refused (%s), try %d; %s in %d.%d s",
-						batch->count, first, last, reason, run->tries.count,
-						verdict == RS_TRY_HALF ? "half of it" : "again", pause_ms / 1000,
+						batch->count, first, last, reason, try, what, pause_ms / 1000,
 						pause_ms % 1000 / 100);
 	end_once(run, RS_EXIT_FAILED);
 	release_and_pause(run, pause_ms);
+}
+
+void
+rs_consumer_settle_refused(RsRun *run, const char *reason)
+{
+	const RsBatch *batch = &run->batch;
+	int			pause_ms;
+	RsVerdict	verdict = rs_consumer_tries_refused(&run->tries, rs_consumer_batch_first(batch),
+													rs_consumer_batch_last(batch), batch->count,
+													&pause_ms);
+
+	if (verdict == RS_GIVE_UP)
+		give_up(run, reason);
+	else
+		come_again(run, reason, run->tries.count, verdict == RS_TRY_HALF ? "half of it" : "again",
+				   pause_ms);
+}
+
+/* That says nothing about the messages, however often it happens. */
+void
+rs_consumer_settle_not_run(RsRun *run, const char *reason)
+{
+	const RsBatch *batch = &run->batch;
+	int			pause_ms = rs_consumer_tries_failed(&run->tries, rs_consumer_batch_first(batch),
+													rs_consumer_batch_last(batch));
+
+	come_again(run, reason, run->tries.failures, "again", pause_ms);
 }
 
 void

@@ -8,8 +8,8 @@
  *		   └──────── limit doubles ──────────────────┘ ◄──────────────────────────────── given up
  *
  * One message is tried as often as a whole batch, with the same pauses, because nobody knows whether it is the message that is bad:
- * a database that is away must not cost one message after the other.  After one was given up the limit stays: only
- * success says that the handler works.
+ * a database that is away must not cost one message after the other.  After one was given up the limit stays, and the
+ * pauses go on growing: only success says that the handler works.
  */
 #include "consumer/consumer.h"
 
@@ -42,7 +42,9 @@ int
 rs_consumer_tries_failed(RsTries *tries, const RsStreamId *first, const RsStreamId *last)
 {
 	if (!rs_consumer_tries_repeats(tries, first))
-		tries->failures = tries->count = 0;
+		tries->count = 0;
+	if (!rs_consumer_tries_repeats(tries, first) && !tries->gave_up)
+		tries->failures = 0;
 	tries->repeats = true;
 	tries->first = *first;
 	tries->last = *last;
@@ -66,13 +68,18 @@ rs_consumer_tries_refused(RsTries *tries, const RsStreamId *first, const RsStrea
 		*pause_ms = PAUSE_FIRST_MS;
 		return RS_TRY_HALF;
 	}
-	return messages == 1 && tries->count >= tries->max_tries ? RS_GIVE_UP : RS_TRY_AGAIN;
+	if (messages > 1 || tries->count < tries->max_tries)
+		return RS_TRY_AGAIN;
+	tries->gave_up = true;
+	return RS_GIVE_UP;
 }
 
 void
-rs_consumer_tries_done(RsTries *tries, bool given_up)
+rs_consumer_tries_done(RsTries *tries, bool taken)
 {
 	tries->repeats = false;
-	if (!given_up)
-		tries->limit = tries->limit < tries->batch_size / 2 ? 2 * tries->limit : tries->batch_size;
+	if (!taken)
+		return;
+	tries->gave_up = false;
+	tries->limit = tries->limit < tries->batch_size / 2 ? 2 * tries->limit : tries->batch_size;
 }

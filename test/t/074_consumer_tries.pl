@@ -123,4 +123,24 @@ wait_until('all of it', sub { (offset($redis) || '') eq '4-0' });
 is($redis->command('EXISTS', $dead), 0, 'an outage that is over before the tries are: no dead letter');
 is($consumer->stop, 0, 'an end in good order');
 
+# One that stays away: the pauses go on growing from one message to the next.
+fresh();
+messages($redis, 's', 1, 2);
+$consumer = Redstream::Consumer->new($redis, options => [ '--max-tries', 2, '--dead-letter', 'dead' ], command => ['false']);
+$consumer->wait_log(qr/the batch of 1 from 1-0 to 1-0 was refused \(exit status 1\), try 1; again in 0\.2 s/);
+$consumer->wait_log(qr/the batch of 1 from 2-0 to 2-0 was refused \(exit status 1\), try 1; again in 0\.8 s/);
+pass('after a message was given up the next one waits for longer');
+is($consumer->stop, 0, 'an end in good order');
+
+# A command that cannot be run says nothing about a message.
+fresh();
+messages($redis, 's', 1);
+my $command = $redis->directory . '/command';
+$consumer = Redstream::Consumer->new($redis, options => [ '--max-tries', 1, '--dead-letter', 'dead' ], command => [$command]);
+$consumer->wait_log(qr/the batch of 1 from 1-0 to 1-0 was refused \(cannot run .*: No such file or directory\), try 3;/);
+symlink '/bin/true', $command or die;
+wait_until('all of it', sub { (offset($redis) || '') eq '1-0' });
+is($redis->command('EXISTS', $dead), 0, 'a command that cannot be run: no dead letter');
+is($consumer->stop, 0, 'an end in good order');
+
 done_testing();
