@@ -118,7 +118,10 @@ sub refusing
 	return;
 }
 
-refusing('no password', qr/Redis: .*NOPERM|Redis: .*WRONGPASS/,
+refusing('no password', qr/Redis: HELLO on \S+: NOAUTH/,
+	sub { $redis->command('CONFIG', 'SET', 'requirepass', 'geheim') },
+	sub { $redis->command('CONFIG', 'SET', 'requirepass', '') });
+refusing('no permission', qr/Redis: XRANGE: NOPERM/,
 	sub { $redis->command('ACL', 'SETUSER', 'default', '-xrange') },
 	sub { $redis->command('ACL', 'SETUSER', 'default', '+@all') });
 refusing('a replica', qr/Redis: .*READONLY/,
@@ -213,6 +216,17 @@ $redis->start;
 is(offset($redis), undef, '--once, away at the commit for long: nothing is committed');
 wait_until('the lock to expire', sub { !$redis->command('EXISTS', $lock) });
 
+$consumer = working('two signals at the commit');
+$redis->stop;
+let_go();
+$consumer->wait_log(qr/Redis: .*Redis: /s);
+$consumer->signal('TERM');
+$consumer->signal('INT');
+is($consumer->status, 1, 'two signals at the commit: exit status 1');
+like($consumer->log, qr/is not committed and will be given again/, 'two signals at the commit: it is said');
+$redis->start;
+wait_until('the lock to expire', sub { !$redis->command('EXISTS', $lock) });
+
 # The connection is lost when Redis has the commit, and has not executed it: it is tried again.
 $consumer = working('commit that is lost');
 $redis->command('CLIENT', 'PAUSE', 60000, 'WRITE');
@@ -234,8 +248,10 @@ sub start_relay
 
 	die "fork: $!" unless defined $pid;
 	return ($pid, "unix://$path") if $pid;
-	while (my $client = $listener->accept)
+	while (getppid == $parent)
 	{
+		next unless IO::Select->new($listener)->can_read(1);
+		my $client = $listener->accept or next;
 		my $server = IO::Socket::UNIX->new(Peer => $redis->socket_path) or next;
 		my $committing = 0;
 

@@ -113,13 +113,17 @@ is($other->stop, 0, 'an end in good order');
 fresh();
 messages($redis, 's', 1 .. 300);
 my @three = map {
-	Redstream::Consumer->new($redis, options => [ '--batch-size', 5, '--verbose' ], command => [ 'sleep', '0.02' ])
+	Redstream::Consumer->new($redis, options => [ '--batch-size', 5, '--verbose' ],
+		command => [ 'sh', '-c', 'echo $PPID >> "$0/turns"; sleep 0.02', $directory ])
 } 1 .. 3;
 wait_until('all of it', sub { (offset($redis) || '') eq '300-0' });
 my @shares = map { scalar(() = $_->log =~ /: batch of/g) } @three;
 is($shares[0] + $shares[1] + $shares[2], 60, 'three take turns: each batch once');
 diag("batches of each of three: @shares");
 cmp_ok($_, '>', 5, 'each gets its share') foreach @shares;
+open(my $turns, '<', "$directory/turns") or die;
+my @turns = <$turns>;
+cmp_ok(scalar(grep { $turns[$_] eq $turns[ $_ - 1 ] } 1 .. $#turns), '<', 10, 'seldom two batches one after the other');
 is($_->stop, 0, 'an end in good order') foreach @three;
 
 # Each message alone, when all wait: nobody is left out, and nothing is lost.
