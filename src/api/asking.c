@@ -12,6 +12,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 
 #include "api/asking.h"
 #include "capture/capture.h"
@@ -99,6 +100,17 @@ rs_api_text(const char *data, size_t length)
 									  converted, size, true) < (int) length)
 		return escaped(data, length);
 	return cstring_to_text((char *) converted);
+}
+
+Datum
+rs_api_jsonb(const char *payload, size_t length)
+{
+	char	   *copy = palloc(length + 1);
+
+	/* not pnstrdup(): a zero byte is to be met by the check of the encoding */
+	memcpy(copy, payload, length);
+	copy[length] = '\0';
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(pg_any_to_server(copy, length, PG_UTF8)));
 }
 
 /* ---- asking ----------------------------------------------------------------------------- */

@@ -30,6 +30,9 @@ extern void rs_api_invalid_name(const RsError *error) pg_attribute_noreturn();
  */
 extern text *rs_api_text(const char *data, size_t length);
 
+/* A payload, which may be anything.  Raises what jsonb's input function raises, and an error for what is no UTF-8. */
+extern Datum rs_api_jsonb(const char *payload, size_t length);
+
 /* ---- asking ------------------------------------------------------------------- */
 
 /* The RsWait of SQL functions: gives up on cancel and termination. */

@@ -26,10 +26,8 @@
 #include "access/xact.h"
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -220,18 +218,11 @@ begin_batch(Batch *batch)
 static Datum
 payload_datum(const RsStreamEntry *entry)
 {
-	char	   *payload;
-
 	if (entry->payload == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("it has no field \"payload\"")));
-	/* not pnstrdup(): a zero byte is to be met by the check of the encoding */
-	payload = palloc(entry->length + 1);
-	memcpy(payload, entry->payload, entry->length);
-	payload[entry->length] = '\0';
-	return DirectFunctionCall1(jsonb_in,
-							   CStringGetDatum(pg_any_to_server(payload, entry->length, PG_UTF8)));
+	return rs_api_jsonb(entry->payload, entry->length);
 }
 
 static void

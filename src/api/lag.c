@@ -53,11 +53,7 @@ typedef struct Stream
 	const char *name;			/* in UTF-8 */
 	List	   *consumers;
 	bool		known;			/* Redis answered */
-	bool		exists;
-	int64		size;
-	RsStreamId	generated;		/* the last id, if the stream exists */
-	RsStreamId	first;			/* its entries, if size > 0 */
-	RsStreamId	last;
+	RsStreamState state;
 	RsStreamId	refilled;		/* first id after the stream was deleted; 0-0: it was not */
 	char	   *problem;		/* of all its consumers */
 } Stream;
@@ -218,51 +214,18 @@ take_consumer(RsConnection *connection, Consumer *consumer)
 		consumer->lost = reply.type == RS_REPLY_STRING ? strtoll(copy_of(&reply), NULL, 10) : 0;
 }
 
-/* A field of XINFO's reply; NULL if there is none. */
-static const redisReply *
-field(const RsReply *reply, const char *name)
-{
-	for (size_t i = 0; i + 1 < (size_t) reply->tree->elements; i += 2)
-		if (strcmp(reply->tree->element[i]->str, name) == 0)
-			return reply->tree->element[i + 1];
-	return NULL;
-}
-
-static bool
-read_id(const redisReply *text, RsStreamId *id)
-{
-	return text != NULL && text->str != NULL && rs_redis_id_parse(text->str, text->len, id);
-}
-
-static bool
-read_entry_id(const redisReply *entry, RsStreamId *id)
-{
-	return entry != NULL && entry->type == REDIS_REPLY_ARRAY && read_id(entry->element[0], id);
-}
-
 static void
 take_stream(RsConnection *connection, Stream *stream)
 {
-	static const char missing[] = "ERR no such key";
 	RsReply		reply;
 
 	/* A refusal here is one of every consumer, too. */
-	if (rs_api_next(connection, &reply) && reply.type == RS_REPLY_STRING)
-		read_id(reply.tree, &stream->refilled);
 	if (rs_api_next(connection, &reply))
-	{
-		const redisReply *length = field(&reply, "length");
-
-		stream->known = stream->exists = true;
-		read_id(field(&reply, "last-generated-id"), &stream->generated);
-		if (read_entry_id(field(&reply, "first-entry"), &stream->first) &&
-			read_entry_id(field(&reply, "last-entry"), &stream->last) && length != NULL)
-			stream->size = length->integer;
-	}
-	else if (reply.length >= strlen(missing) && memcmp(reply.text, missing, strlen(missing)) == 0)
-		stream->known = true;
-	else
-		stream->problem = copy_of(&reply);
+		(void) rs_redis_value_id(reply.tree, &stream->refilled);
+	(void) rs_api_next(connection, &reply);
+	stream->known = rs_redis_stream_read(&reply, &stream->state);
+	if (!stream->known)
+		stream->problem = reply.type == RS_REPLY_ERROR ? copy_of(&reply) : "unexpected reply";
 }
 
 /* What is wrong with the offset, now that the stream is known. */
@@ -275,8 +238,8 @@ judge_offset(const Stream *stream, Consumer *consumer)
 		add_problem(consumer, stream->problem);
 	if (!stream->known || !consumer->has_offset || rs_redis_id_compare(&consumer->offset, &zero) == 0)
 		return;
-	/* Without a stream, "generated" is 0-0. */
-	if (rs_redis_id_compare(&consumer->offset, &stream->generated) > 0)
+	/* Without a stream, its last id is 0-0. */
+	if (rs_redis_id_compare(&consumer->offset, &stream->state.last) > 0)
 	{
 		consumer->bad_offset = true;
 		add_problem(consumer, "offset is ahead of the stream");
@@ -336,7 +299,7 @@ count_unread(RsConnection *connection, const Stream *stream, Consumer *consumer)
 			return;
 		}
 		if (count == 0)
-			read_id(reply.tree->element[1], &consumer->unread);
+			rs_redis_value_id(reply.tree->element[1], &consumer->unread);
 		count += reply.tree->element[0]->integer;
 		strlcpy(from, reply.tree->element[2]->str, sizeof(from));
 		more = reply.tree->element[3]->integer == 1;
@@ -351,12 +314,12 @@ measure_lag(RsConnection *connection, const Stream *stream, Consumer *consumer)
 
 	if (!consumer->named || !stream->known || (!consumer->has_offset && consumer->bad_offset))
 		return;
-	consumer->unread = stream->first;
-	if (stream->size == 0)
+	consumer->unread = stream->state.first;
+	if (stream->state.length == 0)
 		consumer->lag = 0;
-	else if (from_beginning || rs_redis_id_compare(&consumer->offset, &stream->first) < 0)
-		consumer->lag = stream->size;
-	else if (rs_redis_id_compare(&consumer->offset, &stream->last) >= 0)
+	else if (from_beginning || rs_redis_id_compare(&consumer->offset, &stream->state.first) < 0)
+		consumer->lag = stream->state.length;
+	else if (rs_redis_id_compare(&consumer->offset, &stream->state.last_entry) >= 0)
 		consumer->lag = 0;
 	else
 		count_unread(connection, stream, consumer);

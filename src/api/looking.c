@@ -8,10 +8,8 @@
 
 #include "fmgr.h"
 #include "funcapi.h"
-#include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
@@ -168,27 +166,22 @@ peek_context(void *argument)
 
 /* One row of the result.  What has no payload, somebody else's entry, gets null. */
 static void
-put_entry(ReturnSetInfo *result, const redisReply *entry)
+put_entry(ReturnSetInfo *result, const redisReply *tree)
 {
-	const redisReply *id = entry->element[0];
-	const redisReply *fields = entry->element[1];
+	const redisReply *id = tree->element[0];
 	ErrorContextCallback context = {.callback = peek_context,.arg = id->str};
+	RsStreamEntry entry;
 	Datum		values[2];
 	bool		nulls[2] = {false, true};
 
 	values[0] = PointerGetDatum(cstring_to_text_with_len(id->str, id->len));
 	context.previous = error_context_stack;
 	error_context_stack = &context;
-	for (size_t i = 0; nulls[1] && i + 1 < (size_t) fields->elements; i += 2)
-		if (strcmp(fields->element[i]->str, "payload") == 0)
-		{
-			const redisReply *payload = fields->element[i + 1];
-			char	   *copy = pnstrdup(payload->str, payload->len);
-
-			copy = pg_any_to_server(copy, payload->len, PG_UTF8);
-			values[1] = DirectFunctionCall1(jsonb_in, CStringGetDatum(copy));
-			nulls[1] = false;
-		}
+	if (rs_redis_entry_read(tree, &entry) && entry.payload != NULL)
+	{
+		values[1] = rs_api_jsonb(entry.payload, entry.length);
+		nulls[1] = false;
+	}
 	error_context_stack = context.previous;
 	tuplestore_putvalues(result->setResult, result->setDesc, values, nulls);
 }

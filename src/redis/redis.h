@@ -331,6 +331,7 @@ typedef struct RsStreamState
 	uint64_t	added;			/* entries ever added */
 	bool		has_first;
 	RsStreamId	first;			/* entry */
+	RsStreamId	last_entry;		/* "last" may be gone; with has_first */
 	size_t		entry_bytes;	/* of the larger one of the first and the last entry */
 } RsStreamState;
 

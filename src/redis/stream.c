@@ -78,24 +78,26 @@ rs_redis_error_is(const RsReply *reply, const char *code)
 		memcmp(reply->text, code, strlen(code)) == 0;
 }
 
-static size_t
-bytes_of_entry(const redisReply *entry)
+/* An entry of XINFO's reply: its id, and its size if it is larger than the size known so far. */
+static bool
+read_entry(const redisReply *entry, RsStreamId *id, size_t *entry_bytes)
 {
 	size_t		bytes = 0;
 
-	if (entry == NULL || entry->type != REDIS_REPLY_ARRAY || entry->elements != 2)
-		return 0;
+	if (entry == NULL || entry->type != REDIS_REPLY_ARRAY || entry->elements != 2 ||
+		!rs_redis_value_id(entry->element[0], id))
+		return false;
 	for (size_t i = 0; i < (size_t) entry->element[1]->elements; i++)
 		bytes += (size_t) entry->element[1]->element[i]->len;
-	return bytes;
+	if (*entry_bytes < bytes)
+		*entry_bytes = bytes;
+	return true;
 }
 
 /* Entries-added is Redis 7's. */
 bool
 rs_redis_stream_read(const RsReply *reply, RsStreamState *state)
 {
-	const redisReply *entry;
-	size_t		last_bytes;
 	int64_t		length;
 	int64_t		added;
 
@@ -111,13 +113,10 @@ rs_redis_stream_read(const RsReply *reply, RsStreamState *state)
 	state->has_added = rs_redis_value_integer(rs_redis_value(reply->tree, "entries-added"), &added);
 	if (state->has_added)
 		state->added = (uint64_t) added;
-	entry = rs_redis_value(reply->tree, "first-entry");
-	if (entry != NULL && entry->type == REDIS_REPLY_ARRAY && entry->elements > 0)
-		state->has_first = rs_redis_value_id(entry->element[0], &state->first);
-	state->entry_bytes = bytes_of_entry(entry);
-	last_bytes = bytes_of_entry(rs_redis_value(reply->tree, "last-entry"));
-	if (state->entry_bytes < last_bytes)
-		state->entry_bytes = last_bytes;
+	state->has_first =
+		read_entry(rs_redis_value(reply->tree, "first-entry"), &state->first, &state->entry_bytes) &&
+		read_entry(rs_redis_value(reply->tree, "last-entry"), &state->last_entry,
+				   &state->entry_bytes);
 	return true;
 }
 
