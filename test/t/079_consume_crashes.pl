@@ -147,9 +147,10 @@ END
 
 # ---- the faults -------------------------------------------------------------------------------------------
 
+# It dies if the server refuses psql before that has read the query.
 sub server_answers
 {
-	wait_until('the server to answer', sub { $node->psql('postgres', 'SELECT 1') == 0 }, 60);
+	wait_until('the server to answer', sub { eval { $node->psql('postgres', 'SELECT 1') == 0 } }, 60);
 	return;
 }
 
