@@ -22,7 +22,7 @@ OBJS = \
 	src/capture/function.o src/capture/guard.o src/capture/payload.o \
 	src/capture/plan.o src/capture/row.o src/capture/shard.o \
 	src/capture/trigger.o src/capture/truncate.o \
-	src/consuming/lease.o src/consuming/offsets.o \
+	src/consuming/lease.o src/consuming/offsets.o src/consuming/session.o \
 	src/transaction/announce.o src/transaction/log.o \
 	src/transaction/stream.o src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \
@@ -35,9 +35,10 @@ OBJS = \
 	src/worker/trim_judge.o src/worker/trim_look.o src/worker/trimmer.o \
 	src/worker/verdict.o src/worker/work.o src/worker/worker.o \
 	src/redis/connection.o src/redis/error.o src/redis/greeting.o \
-	src/redis/keys.o src/redis/lock.o src/redis/pipeline.o src/redis/reply.o \
-	src/redis/resp.o src/redis/socket.o src/redis/stream.o \
-	src/redis/stream_id.o src/redis/turn.o src/redis/url.o
+	src/redis/keys.o src/redis/lock.o src/redis/pipeline.o \
+	src/redis/reading.o src/redis/reply.o src/redis/resp.o \
+	src/redis/socket.o src/redis/stream.o src/redis/stream_id.o \
+	src/redis/turn.o src/redis/url.o
 
 # The program redstream-consumer knows no PostgreSQL.
 PROGRAM_OBJS = \

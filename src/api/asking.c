@@ -157,7 +157,7 @@ RsConnection *
 rs_api_lease_connection(void)
 {
 	RsError		error;
-	RsConnection *connection = rs_lease_connection(&error);
+	RsConnection *connection = rs_session_connection(&error);
 
 	if (connection == NULL)
 		rs_api_failed(&error);
@@ -168,9 +168,9 @@ void
 rs_api_lease_failed(bool refused, const RsError *error)
 {
 	if (refused)
-		rs_lease_suspect_connection();
+		rs_session_suspect();
 	else
-		rs_lease_lost_connection();
+		rs_session_lost();
 	rs_api_failed(error);
 }
 

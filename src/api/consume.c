@@ -91,14 +91,14 @@ raise_locked(const Batch *batch, const char *message)
 			 errmsg(message, batch->consumer, batch->stream)));
 }
 
-/* A lock that this transaction had must not have been anybody else's since. */
+/* A lock under which this transaction has consumed must not have been anybody else's since. */
 static void
 confirm_lock(Batch *batch)
 {
 	RsError		error;
 	bool		held;
 
-	if (!batch->lease->locked)
+	if (!batch->lease->locked || batch->lease->nmarks == 0)
 		return;
 	if (!rs_redis_lock_extend(batch->redis, &batch->lease->who.lock, batch->lease->who.holder,
 							  rs_timeout, &held, &error))
@@ -129,7 +129,7 @@ begin_turn(Batch *batch, RsTurn *turn)
 	confirm_lock(batch);
 	begun = rs_redis_turn_begin(batch->redis, &batch->lease->who, rs_timeout, turn, &refused, &error);
 	if (turn->taken)
-		batch->lease->locked = true;	/* with an error, too: it is to be released */
+		rs_lease_locked(batch->lease);	/* with an error, too: it is to be released */
 	if (!begun && turn->bad_offset)
 		raise_bad_offset(batch, &error);
 	if (!begun)
@@ -384,6 +384,7 @@ consume(Batch *batch)
 	while (batch->count == 0 && await_messages(batch, until));
 	if (batch->count == 0)
 		return;
+	rs_session_rest();			/* the row may have to be waited for */
 	rs_offset_move(batch->stream, batch->consumer,
 				   batch->in_table ? &batch->table_offset : NULL, &batch->last);
 	rs_lease_mark(batch->lease, &batch->last, false);
@@ -438,7 +439,7 @@ redstream_consume(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		rs_lease_rest();
+		rs_session_rest();
 	}
 	PG_END_TRY();
 	return (Datum) 0;

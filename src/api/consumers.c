@@ -157,13 +157,14 @@ commit_offset(FunctionCallInfo fcinfo, const char *stream, const char *consumer,
 			  const RsStreamId *id)
 {
 	RsLease    *lease = rs_lease_open(stream, consumer);
-	RsConnection *redis = rs_api_lease_connection();
+	RsConnection *redis;
 	const char *words[RS_PLACE_WORDS];
 	char		to[RS_STREAM_ID_SIZE];
 	RsReply		reply;
 
 	rs_offset_set(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)), id);
 	rs_lease_mark(lease, id, true);
+	redis = rs_api_lease_connection();
 	if (moves_on(redis, lease, id))
 		return;
 	rs_redis_id_format(id, to);
@@ -187,7 +188,7 @@ redstream_commit_offset(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		rs_lease_rest();
+		rs_session_rest();
 	}
 	PG_END_TRY();
 	PG_RETURN_VOID();

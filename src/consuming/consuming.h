@@ -5,12 +5,25 @@
  *
  * A *lease* is a consumer that this transaction works as, or whose offset it sets.  It ends
  * with the transaction: the offset is copied to Redis, and the lock released.  lease.c says
- * how; offsets.c keeps the offsets in a table.
+ * how; offsets.c keeps the offsets in a table; session.c is the way to Redis.
  */
 #ifndef RS_CONSUMING_H
 #define RS_CONSUMING_H
 
 #include "redis/redis.h"
+
+/* ---- session.c ------------------------------------------------------------------------ */
+
+/*
+ * The session's connection, ready for a command; NULL and an error when there is none to be had.  A failure of a
+ * command on it is told to rs_session_lost(), which closes it.  After the last command rs_session_rest() lets the
+ * timer have it again: on the way of an error, too.
+ */
+extern RsConnection *rs_session_connection(RsError *error);
+extern void rs_session_lost(void);
+/* Redis has refused a command: another connection may lead to a server that does not.  The next transaction has one. */
+extern void rs_session_suspect(void);
+extern void rs_session_rest(void);
 
 /* ---- lease.c ------------------------------------------------------------------------ */
 
@@ -25,25 +38,17 @@ typedef struct RsLease
 	struct RsLease *next;
 } RsLease;
 
-/* Registers the transaction callbacks and the timer; from _PG_init. */
+/* Registers the transaction callbacks; from _PG_init. */
 extern void rs_consuming_init(void);
-
-/*
- * The session's connection, ready for a command; NULL and an error when there is none to be had.  A failure of a
- * command on it is told to rs_lease_lost_connection(), which closes it.  After the last command rs_lease_rest() lets the
- * timer have it again: on the way of an error, too.
- */
-extern RsConnection *rs_lease_connection(RsError *error);
-extern void rs_lease_lost_connection(void);
-/* Redis has refused a command: another connection may lead to a server that does not.  The next transaction has one. */
-extern void rs_lease_suspect_connection(void);
-extern void rs_lease_rest(void);
 
 /*
  * The transaction's lease of a consumer, made if there is none, without the lock.  The names, in UTF-8, must have passed their
  * checks.  Raises program_limit_exceeded when there are too many, and an error while the transaction commits.
  */
 extern RsLease *rs_lease_open(const char *stream, const char *consumer);
+
+/* The lock is ours.  It is extended until the transaction ends. */
+extern void rs_lease_locked(RsLease *lease);
 
 /* The lock was refused: it is somebody else's.  A lease without marks is gone then. */
 extern void rs_lease_refused(RsLease *lease);

@@ -1,6 +1,6 @@
 /*
  * internal.h
- *	  What connection.c, greeting.c, reply.c and socket.c share; not for other
+ *	  What the files of this room share; not for other
  *	  rooms.
  */
 #ifndef RS_REDIS_INTERNAL_H
@@ -80,5 +80,8 @@ extern bool rs_redis_open_socket(RsConnection *connection, const RsAddress *addr
 extern int	rs_redis_take_reply(RsConnection *connection, bool tree, RsReply *reply, RsError *reason);
 /* Frees what the last reply needed. */
 extern void rs_redis_forget_reply(RsConnection *connection);
+
+/* Redis refused a command, or its reply is not what it should be: false, and an error. */
+extern bool rs_redis_refuse(const char *command, const RsReply *reply, bool *refused, RsError *error);
 
 #endif							/* RS_REDIS_INTERNAL_H */

@@ -387,6 +387,50 @@ extern void rs_redis_history_changes(const RsStreamState *state, const RsStreamH
 #define RS_HISTORY_WORDS 4
 extern void rs_redis_history_words(const RsKey *history, const char *words[RS_HISTORY_WORDS]);
 
+/* ---- reading.c: a stream, page by page -------------------------------------------- */
+
+/*
+ * A place in a stream to read on from, and how many entries make about a megabyte there.  Zeroed at first, and kept from
+ * one turn to the next, since nobody else knows how large the entries in the middle of a stream are.
+ */
+typedef struct RsReading
+{
+	RsStreamId	after;
+	int			page;			/* 0: not known yet */
+} RsReading;
+
+/* "entry_bytes" is what the stream says of the size of entries (RsStreamState). */
+extern void rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes);
+
+/*
+ * Reads the next entries, "most" of them or a megabyte or so, whichever is less: "reply" has them as a tree, and none at
+ * the end of the stream.  When entries are suddenly large it can be more: a thousand of them at most.  After a failure a
+ * few are tried.  Errors as for rs_redis_turn_begin().
+ */
+extern bool rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *reading,
+								  int most, int timeout_ms, RsReply *reply, bool *refused,
+								  RsError *error);
+
+/* An entry of a stream, in memory of the reply it came in. */
+typedef struct RsStreamEntry
+{
+	RsStreamId	id;
+	const char *payload;		/* the first field of this name; NULL: there is none */
+	size_t		length;
+	bool		other_fields;
+} RsStreamEntry;
+
+/* False if it is no entry. */
+extern bool rs_redis_entry_read(const struct redisReply *tree, RsStreamEntry *entry);
+
+/*
+ * Waits for messages behind an id, for block_ms at most; "there" says whether there are some.  Who holds no
+ * lock may wait, too.  Errors as for rs_redis_turn_begin().
+ */
+extern bool rs_redis_await_messages(RsConnection *connection, const RsKey *stream,
+									const RsStreamId *after, int block_ms, int timeout_ms,
+									bool *there, bool *refused, RsError *error);
+
 /* ---- turn.c: a consumer's turn: lock, offset, batch ---------------------------------- */
 
 /* A consumer of a stream, and under which holder's name its lock is taken. */
@@ -441,48 +485,6 @@ extern bool rs_redis_turn_check(const RsTurn *turn, const RsStreamId *offset, Rs
 extern bool rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer,
 							   const RsTurn *turn, bool registers, int timeout_ms, bool *refused,
 							   RsError *error);
-
-/*
- * A place in a stream to read on from, and how many entries make about a megabyte there.  Zeroed at first, and kept from
- * one turn to the next, since nobody else knows how large the entries in the middle of a stream are.
- */
-typedef struct RsReading
-{
-	RsStreamId	after;
-	int			page;			/* 0: not known yet */
-} RsReading;
-
-/* "entry_bytes" is what the stream says of the size of entries (RsStreamState). */
-extern void rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes);
-
-/*
- * Reads the next entries, "most" of them or a megabyte or so, whichever is less: "reply" has them as a tree, and none at
- * the end of the stream.  When entries are suddenly large it can be more: a thousand of them at most.  After a failure a
- * few are tried.  Errors as for the beginning.
- */
-extern bool rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *reading,
-								  int most, int timeout_ms, RsReply *reply, bool *refused,
-								  RsError *error);
-
-/* An entry of a stream, in memory of the reply it came in. */
-typedef struct RsStreamEntry
-{
-	RsStreamId	id;
-	const char *payload;		/* the first field of this name; NULL: there is none */
-	size_t		length;
-	bool		other_fields;
-} RsStreamEntry;
-
-/* False if it is no entry. */
-extern bool rs_redis_entry_read(const struct redisReply *tree, RsStreamEntry *entry);
-
-/*
- * Waits for messages behind an id, for block_ms at most; "there" says whether there are some.  Who holds no
- * lock may wait, too.  Errors as for the beginning.
- */
-extern bool rs_redis_await_messages(RsConnection *connection, const RsKey *stream,
-									const RsStreamId *after, int block_ms, int timeout_ms,
-									bool *there, bool *refused, RsError *error);
 
 /*
  * Commits an offset, if the lock is still ours, and unless a greater one is committed; and releases the lock, or extends

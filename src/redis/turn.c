@@ -21,12 +21,6 @@
 
 #include "internal.h"
 
-/* Entries are fetched about so many bytes at a time. */
-#define PAGE_BYTES ((size_t) 1 << 20)
-#define PAGE_FIRST 256			/* entries: at most, before any was seen */
-#define PAGE_MOST 1000			/* at most, ever */
-#define ENTRY_BYTES 100			/* of an entry without its fields, about */
-
 /*
  * KEYS: lock, its list, offset, and perhaps a stream; ARGV: holder, id, 1 to release, milliseconds of the lock, and the
  * fields of an entry for that stream.  Ids are compared as text, digit by digit: Lua's numbers have 53 bits.  The first
@@ -98,9 +92,8 @@ rs_redis_consumer_set(RsConsumer *consumer, const char *ns, const char *stream, 
 
 /* ---- replies ------------------------------------------------------------------------ */
 
-/* Redis refused a command: false. */
-static bool
-refuse(const char *command, const RsReply *reply, bool *refused, RsError *error)
+bool
+rs_redis_refuse(const char *command, const RsReply *reply, bool *refused, RsError *error)
 {
 	*refused = true;
 	if (reply->type == RS_REPLY_ERROR)
@@ -136,7 +129,7 @@ static void
 refuse_once(Replies *replies, const char *command)
 {
 	if (!*replies->refused)
-		refuse(command, &replies->reply, replies->refused, replies->error);
+		rs_redis_refuse(command, &replies->reply, replies->refused, replies->error);
 }
 
 /* ---- the beginning ---------------------------------------------------------------------- */
@@ -299,136 +292,6 @@ rs_redis_turn_note(RsConnection *connection, const RsConsumer *consumer, const R
 	return !replies.lost && !*refused;
 }
 
-/* ---- reading ------------------------------------------------------------------------------ */
-
-/* How many entries of this size make a page. */
-static int
-entries_a_page(size_t entry_bytes)
-{
-	size_t		count = PAGE_BYTES / (entry_bytes + ENTRY_BYTES);
-
-	if (count > PAGE_MOST)
-		count = PAGE_MOST;
-	return count > 0 ? (int) count : 1;
-}
-
-void
-rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry_bytes)
-{
-	int			fitting = entries_a_page(entry_bytes);
-
-	reading->after = *after;
-	if (reading->page == 0)
-		reading->page = fitting < PAGE_FIRST ? fitting : PAGE_FIRST;
-}
-
-bool
-rs_redis_entry_read(const redisReply *tree, RsStreamEntry *entry)
-{
-	const redisReply *fields;
-
-	memset(entry, 0, sizeof(*entry));
-	if (tree->type != REDIS_REPLY_ARRAY || tree->elements != 2 ||
-		!rs_redis_value_id(tree->element[0], &entry->id))
-		return false;
-	fields = tree->element[1];
-	if (fields->type != REDIS_REPLY_ARRAY)
-		return false;
-	for (size_t i = 0; i + 1 < (size_t) fields->elements; i += 2)
-	{
-		const redisReply *name = fields->element[i];
-		const redisReply *value = fields->element[i + 1];
-
-		if (entry->payload == NULL && name->len == 7 && memcmp(name->str, "payload", 7) == 0)
-		{
-			entry->payload = value->str;
-			entry->length = (size_t) value->len;
-		}
-		else
-			entry->other_fields = true;
-	}
-	return true;
-}
-
-/* Goes on behind the last entry, and by what these have: with less at once, or with twice as much at most. */
-static bool
-go_on(RsReading *reading, const redisReply *entries)
-{
-	size_t		count = (size_t) entries->elements;
-	size_t		bytes = 0;
-	int			fitting;
-
-	for (size_t i = 0; i < count; i++)
-	{
-		RsStreamEntry entry;
-
-		if (!rs_redis_entry_read(entries->element[i], &entry))
-			return false;
-		bytes += entry.length;
-		reading->after = entry.id;
-	}
-	if (count == 0)
-		return true;
-	fitting = entries_a_page(bytes / count);
-	reading->page = fitting < 2 * reading->page ? fitting : 2 * reading->page;
-	return true;
-}
-
-/* Is it the largest id there can be? */
-static bool
-is_last(const RsStreamId *id)
-{
-	RsStreamId	next = *id;
-
-	return !rs_redis_id_next(&next);
-}
-
-bool
-rs_redis_reading_next(RsConnection *connection, const RsKey *stream, RsReading *reading, int most,
-					  int timeout_ms, RsReply *reply, bool *refused, RsError *error)
-{
-	char		start[RS_STREAM_ID_SIZE + 1] = "(";
-	char		count[16];
-	const char *words[] = {"XRANGE", stream->text, start, "+", "COUNT", count};
-
-	*refused = false;
-	rs_redis_id_format(&reading->after, start + 1);
-	if (is_last(&reading->after))
-	{
-		words[2] = "+";			/* nothing is behind it, and Redis refuses to look there */
-		words[3] = "-";
-	}
-	snprintf(count, sizeof(count), "%d", most < reading->page ? most : reading->page);
-	if (!rs_redis_command(connection, 6, words, NULL, timeout_ms, reply, error))
-	{
-		reading->page = 1 + reading->page / 16; /* it may have been too much */
-		return false;
-	}
-	if (reply->type != RS_REPLY_ARRAY || !go_on(reading, reply->tree))
-		return refuse("XRANGE", reply, refused, error);
-	return true;
-}
-
-bool
-rs_redis_await_messages(RsConnection *connection, const RsKey *stream, const RsStreamId *after,
-						int block_ms, int timeout_ms, bool *there, bool *refused, RsError *error)
-{
-	char		start[RS_STREAM_ID_SIZE];
-	char		block[16];
-	const char *words[] = {"XREAD", "COUNT", "1", "BLOCK", block, "STREAMS", stream->text, start};
-	RsReply		reply;
-
-	*refused = false;
-	rs_redis_id_format(after, start);
-	snprintf(block, sizeof(block), "%d", block_ms > 0 ? block_ms : 1);	/* 0 is for ever */
-	if (!rs_redis_command(connection, 8, words, NULL, block_ms + timeout_ms, &reply, error))
-		return false;
-	*there = reply.type == RS_REPLY_ARRAY;
-	if (!*there && reply.type != RS_REPLY_NIL)
-		return refuse("XREAD", &reply, refused, error);
-	return true;
-}
-
 /* ---- the end -------------------------------------------------------------------------------- */
 
 void
@@ -554,7 +417,7 @@ rs_redis_turn_stand_by(RsConnection *connection, const RsConsumer *consumer, int
 	if (!rs_redis_command(connection, 3, words, NULL, wait_ms + timeout_ms, &reply, error))
 		return false;
 	if (reply.type != RS_REPLY_ARRAY && reply.type != RS_REPLY_NIL)
-		return refuse("BRPOP", &reply, refused, error);
+		return rs_redis_refuse("BRPOP", &reply, refused, error);
 	return true;
 }
 

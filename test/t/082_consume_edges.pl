@@ -132,6 +132,27 @@ is($session->query('BEGIN; SAVEPOINT a; ' . consume('nothing', 5) . '; ROLLBACK 
 $redis->command('DEL', 'redstream:lock:consumer:s:nothing');
 is($session->query('CREATE TABLE other (); COMMIT'), '', 'its lock is lost, and the rest is committed');
 
+is($session->query('BEGIN; SAVEPOINT a; ' . consume('nothing', 5) . '; ROLLBACK TO a'), '1-0 2-0 3-0 4-0 5-0',
+	'the same');
+$redis->command('DEL', 'redstream:lock:consumer:s:nothing');
+is($session->query(consume('nothing', 1) . '; COMMIT'), '1-0', 'its lock is taken anew');
+
+# A row that another transaction has set is waited for, and the locks are extended meanwhile.
+my $other = Redstream::Session->new($node);
+$other->query(q{BEGIN; SELECT redstream.commit_offset('s', 'waits', '1-0')});
+$session->send('BEGIN; ' . consume('waits', 1));
+wait_until('it to wait', sub { sessions_waiting($node, 'Lock') });
+my ($grown, $ttl) = (0, 0);
+wait_until('the lock to be extended', sub {
+	my $now = $redis->command('PTTL', 'redstream:lock:consumer:s:waits');
+	$grown++ if $now > $ttl + 500;
+	$ttl = $now;
+	return $grown >= 4;
+});
+$other->query('COMMIT');
+like($session->result, qr/was changed by another transaction/, 'and it was the row of this batch');
+$session->query('ROLLBACK');
+
 # ---- large messages between small ones -----------------------------------------------------------------------
 
 $redis->command('XADD', 'redstream:stream:large', '1-0', 'payload', '1');

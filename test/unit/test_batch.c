@@ -138,7 +138,7 @@ test_pauses(void)
 	for (int i = 0; i < 100; i++)
 		(void) refuse(2, 9, &pause_ms);
 	unit_ok(pause_ms == 30000, "and never more");
-	rs_consumer_tries_done(&tries, false);
+	rs_consumer_tries_done(&tries, true);
 	unit_ok(!rs_consumer_tries_repeats(&tries, &tries.first), "what is done is not given again");
 }
 
@@ -158,14 +158,14 @@ test_halving(void)
 	unit_ok(refuse(1, 2, &pause_ms) == RS_TRY_HALF && tries.limit == 1, "one message");
 	unit_ok(refuse(1, 1, &pause_ms) == RS_TRY_AGAIN && pause_ms == 200, "which has its first try");
 	unit_ok(refuse(1, 1, &pause_ms) == RS_GIVE_UP && tries.count == 2, "and its second");
-	rs_consumer_tries_done(&tries, true);
+	rs_consumer_tries_done(&tries, false);
 	unit_ok(tries.limit == 1, "given up: still one");
-	rs_consumer_tries_done(&tries, false);
+	rs_consumer_tries_done(&tries, true);
 	unit_ok(tries.limit == 2, "taken: twice as many");
-	rs_consumer_tries_done(&tries, false);
-	rs_consumer_tries_done(&tries, false);
+	rs_consumer_tries_done(&tries, true);
+	rs_consumer_tries_done(&tries, true);
 	unit_ok(tries.limit == 8, "and so on");
-	rs_consumer_tries_done(&tries, false);
+	rs_consumer_tries_done(&tries, true);
 	unit_ok(tries.limit == 10, "up to what was wanted");
 	unit_ok(refuse(5, 14, &pause_ms) == RS_TRY_AGAIN, "then it is a whole batch again");
 	rs_consumer_tries_begin(&tries, 1000000, 1);
