@@ -167,7 +167,7 @@ check_offset(Batch *batch, const RsTurn *turn)
 	}
 	if (batch->in_table && !turn->registered && !turn->has_offset)
 	{
-		rs_redis_error(&problem, "it has committed %s here, but Redis does not know it: Redis was emptied, or is another one",
+		rs_redis_error(&problem, "it has committed %s here, but Redis does not know it: Redis was emptied or is another one, or drop_consumer() was rolled back",
 					   id_text(&batch->table_offset));
 		raise_misfit(batch, &problem);
 	}

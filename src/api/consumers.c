@@ -143,11 +143,12 @@ ask_leased(RsConnection *redis, int count, const char *const *words, RsReply *re
 static bool
 moves_on(RsConnection *redis, const RsLease *lease, const RsStreamId *id)
 {
-	const char *words[] = {"GET", lease->who.offset.text};
+	const char *words[RS_PROBE_WORDS];
 	RsReply		reply;
 	RsStreamId	now;
 
-	ask_leased(redis, lengthof(words), words, &reply);
+	rs_redis_probe_words(&lease->who, words);
+	ask_leased(redis, RS_PROBE_WORDS, words, &reply);
 	return reply.type == RS_REPLY_NIL ||
 		(rs_redis_id_parse(reply.text, reply.length, &now) && rs_redis_id_compare(&now, id) <= 0);
 }
@@ -162,6 +163,7 @@ commit_offset(FunctionCallInfo fcinfo, const char *stream, const char *consumer,
 	char		to[RS_STREAM_ID_SIZE];
 	RsReply		reply;
 
+	rs_session_rest();			/* the row may have to be waited for */
 	rs_offset_set(text_to_cstring(PG_GETARG_TEXT_PP(0)), text_to_cstring(PG_GETARG_TEXT_PP(1)), id);
 	rs_lease_mark(lease, id, true);
 	redis = rs_api_lease_connection();

@@ -339,6 +339,7 @@ typedef struct RsRun
 	RsReport	report;
 	RsTurn		turn;
 	RsTrouble	misfit;			/* the stream does not fit the offset */
+	RsTrouble	unreleased;		/* Redis refuses to release the lock */
 	int			misfit_pause_ms;
 	RsReading	reading;
 	bool		told_fields;	/* that messages have other fields */

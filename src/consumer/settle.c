@@ -108,7 +108,7 @@ commit(RsRun *run, const RsDeadLetter *letter, bool *handed_over)
 		}
 		if (refused && is_committed(run))
 		{
-			rs_consumer_log(RS_QUIET, "Redis refuses to release the lock: %s; the batch is committed", error.text);
+			rs_consumer_trouble(&run->unreleased, "Redis refuses to release the lock: %s; the batch is committed", error.text);
 			return true;
 		}
 		if (refused)

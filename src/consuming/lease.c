@@ -243,15 +243,19 @@ rs_lease_unmark(const char *stream, const char *consumer)
 
 /* ---- the end of (sub)transactions ------------------------------------------------------ */
 
+static char *
+server_name(const char *name)
+{
+	return pg_any_to_server(name, strlen(name), PG_UTF8);
+}
+
 static void
 raise_lost(const RsLease *lease)
 {
-	const char *name = lease->who.name;
-
 	ereport(ERROR,
 			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-			 errmsg("lost the lock of consumer \"%s\"",
-					pg_any_to_server(name, strlen(name), PG_UTF8)),
+			 errmsg("lost the lock of consumer \"%s\" of stream \"%s\"",
+					server_name(lease->who.name), server_name(lease->who.stream_name)),
 			 errdetail("Somebody else may have been given the same messages meanwhile."),
 			 errhint("Nothing is lost: roll back, and consume again.")));
 }
@@ -266,10 +270,38 @@ raise_failed(const RsError *error)
 			 errhint("Nothing is lost: roll back, and consume again.")));
 }
 
-/* Makes sure of the locks; they are good for five seconds then. */
+static bool
+has_consumed(const RsLease *lease)
+{
+	return lease->locked && lease->nmarks > 0;
+}
+
+/* Takes the reply for one lock: is it still ours? */
+static bool
+is_held(RsConnection *redis)
+{
+	RsReply		reply;
+	RsError		error;
+
+	if (!rs_redis_next(redis, false, rs_timeout, &reply, &error))
+	{
+		rs_session_lost();
+		raise_failed(&error);
+	}
+	if (reply.type != RS_REPLY_ERROR)
+		return reply.type == RS_REPLY_INTEGER && reply.integer == 1;
+	rs_redis_error(&error, "%.*s", (int) reply.length, reply.text);
+	rs_session_lost();			/* there are other replies */
+	raise_failed(&error);
+	return false;
+}
+
+/* Makes sure of the locks, in one round trip; they are good for five seconds from its beginning on. */
 static void
 confirm_locks(void)
 {
+	const RsLease *lost = NULL;
+	const char *words[RS_EXTEND_WORDS];
 	RsError		error;
 	RsConnection *redis = rs_session_connection(&error);
 
@@ -277,29 +309,27 @@ confirm_locks(void)
 		raise_failed(&error);
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
 	{
-		bool		held;
-
-		if (!lease->locked || lease->nmarks == 0)
+		if (!has_consumed(lease))
 			continue;
-		if (!rs_redis_lock_extend(redis, &lease->who.lock, holder, rs_timeout, &held, &error))
-		{
-			rs_session_lost();
-			raise_failed(&error);
-		}
-		if (error.text[0] != '\0')
-		{
-			rs_session_suspect();
-			raise_failed(&error);
-		}
-		if (!held)
-			raise_lost(lease);
+		rs_redis_extend_words(&lease->who.lock, holder, words);
+		rs_redis_queue(redis, RS_EXTEND_WORDS, words, NULL);
 	}
 	rs_session_extended();
+	if (!rs_redis_flush(redis, rs_timeout, &error))
+	{
+		rs_session_lost();
+		raise_failed(&error);
+	}
+	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
+		if (has_consumed(lease) && !is_held(redis))
+			lost = lease;
+	if (lost != NULL)
+		raise_lost(lost);
 }
 
 /* Who has got no message, or has rolled that back, need not be sure of anything. */
 static bool
-has_consumed(void)
+has_marks(void)
 {
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
 		if (lease->nmarks > 0)
@@ -312,7 +342,7 @@ pre_commit(void)
 {
 	if (leases == NULL)
 		return;
-	if (has_consumed())
+	if (has_marks())
 		confirm_locks();
 	for (const RsLease *lease = leases; lease != NULL; lease = lease->next)
 		add_ending(&ending, lease);

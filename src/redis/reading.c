@@ -33,9 +33,10 @@ rs_redis_reading_begin(RsReading *reading, const RsStreamId *after, size_t entry
 {
 	int			fitting = entries_a_page(entry_bytes);
 
+	int			most = reading->page > 0 ? reading->page : PAGE_FIRST;
+
 	reading->after = *after;
-	if (reading->page == 0)
-		reading->page = fitting < PAGE_FIRST ? fitting : PAGE_FIRST;
+	reading->page = fitting < most ? fitting : most;
 }
 
 bool

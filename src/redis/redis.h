@@ -443,6 +443,7 @@ typedef struct RsConsumer
 	RsKey		registry;
 	RsKey		history;
 	char		name[RS_NAME_MAX + 1];
+	char		stream_name[RS_NAME_MAX + 1];
 	char		holder[RS_HOLDER_SIZE];
 } RsConsumer;
 
@@ -521,6 +522,13 @@ extern bool rs_redis_turn_release(RsConnection *connection, const RsConsumer *co
 /* Waits until somebody has released the lock, for wait_ms at most. */
 extern bool rs_redis_turn_stand_by(RsConnection *connection, const RsConsumer *consumer,
 								   int wait_ms, int timeout_ms, bool *refused, RsError *error);
+
+/*
+ * Does without effect what placing an offset will do, so that a refusal comes while it still can be told.  Replied is the
+ * offset there is, or nil.
+ */
+#define RS_PROBE_WORDS 5
+extern void rs_redis_probe_words(const RsConsumer *consumer, const char *words[RS_PROBE_WORDS]);
 
 /* Registers a consumer and sets its offset, wherever that was and whoever has the lock.  "id" may be '$': the end
  * of the stream.  Replied is 1. */

@@ -74,6 +74,13 @@ static const char place_script[] =
 "redis.call('SET', KEYS[2], id)\n"
 "return 1\n";
 
+/* KEYS: registry, offset. */
+static const char probe_script[] =
+"redis.call('SREM', KEYS[1], '')\n"
+"local offset = redis.call('GET', KEYS[2])\n"
+"if offset then redis.call('SET', KEYS[2], offset) end\n"
+"return offset\n";
+
 static const RsStreamId zero = {0, 0};
 
 void
@@ -87,6 +94,7 @@ rs_redis_consumer_set(RsConsumer *consumer, const char *ns, const char *stream, 
 	rs_redis_consumers_key(&consumer->registry, ns, stream);
 	rs_redis_history_key(&consumer->history, ns, stream);
 	snprintf(consumer->name, sizeof(consumer->name), "%s", name);
+	snprintf(consumer->stream_name, sizeof(consumer->stream_name), "%s", stream);
 	snprintf(consumer->holder, sizeof(consumer->holder), "%s", holder);
 }
 
@@ -419,6 +427,16 @@ rs_redis_turn_stand_by(RsConnection *connection, const RsConsumer *consumer, int
 	if (reply.type != RS_REPLY_ARRAY && reply.type != RS_REPLY_NIL)
 		return rs_redis_refuse("BRPOP", &reply, refused, error);
 	return true;
+}
+
+void
+rs_redis_probe_words(const RsConsumer *consumer, const char *words[RS_PROBE_WORDS])
+{
+	words[0] = "EVAL";
+	words[1] = probe_script;
+	words[2] = "2";
+	words[3] = consumer->registry.text;
+	words[4] = consumer->offset.text;
 }
 
 void

@@ -79,6 +79,13 @@ offset_becomes('full', '10-0');
 is($session->query(q{SELECT redstream.add_consumer('s', 'another')}), '', 'a consumer is added');
 $redis->command('CONFIG', 'SET', 'maxmemory', 0);
 
+# What an offset set by hand will need at COMMIT is refused while it still can be told.
+$redis->command('REPLICAOF', '127.0.0.1', 1);
+like($session->query(q{SELECT redstream.commit_offset('s', 'slow', '7-0')}), qr/READONLY/, 'an offset is set on a replica');
+$redis->command('REPLICAOF', 'NO', 'ONE');
+$redis->command('SET', 'redstream:consumers:wrong', 'x');
+like($session->query(q{SELECT redstream.commit_offset('wrong', 'c', '7-0')}), qr/WRONGTYPE/, 'where the registry is no set');
+
 # After a refusal another server may be behind the name.
 sub connections { return scalar(() = $redis->command('CLIENT', 'LIST') =~ /name=redstream-consume /g); }
 sub connection_id { return ($redis->command('CLIENT', 'LIST') =~ /^id=(\d+) .*name=redstream-consume /m)[0]; }
@@ -109,6 +116,10 @@ wait_until('their offsets', sub { !grep { !defined $redis->command('GET', "redst
 like($session->query(q{SELECT count(*) FROM generate_series(1, 300) i, LATERAL redstream.consume('many' || i, 'd', 1)}),
 	qr/^ERROR:  too many consumers in one transaction$/m, '300 are too many');
 is($session->query(q{SELECT count(*) FROM redstream.offsets WHERE consumer = 'd'}), 0, 'and nothing is done');
+$session->query(q{BEGIN; SELECT count(*) FROM generate_series(1, 60) i, LATERAL redstream.consume('many' || i, 'e', 1)});
+$redis->command('DEL', 'redstream:lock:consumer:many7:e');
+like($session->query('COMMIT'), qr/lost the lock of consumer "e" of stream "many7"/, 'one of 60 locks is lost');
+wait_until('the others to be released', sub { !grep { $redis->command('EXISTS', "redstream:lock:consumer:many$_:e") } 1 .. 60 }, 4);
 is($session->query(q{SELECT count(*) FROM redstream.consume('many1', 'd', 1)}), 1, 'their locks are released');
 
 # Somebody else's lock costs nothing.
@@ -139,19 +150,29 @@ is($session->query(consume('nothing', 1) . '; COMMIT'), '1-0', 'its lock is take
 
 # A row that another transaction has set is waited for, and the locks are extended meanwhile.
 my $other = Redstream::Session->new($node);
-$other->query(q{BEGIN; SELECT redstream.commit_offset('s', 'waits', '1-0')});
-$session->send('BEGIN; ' . consume('waits', 1));
-wait_until('it to wait', sub { sessions_waiting($node, 'Lock') });
-my ($grown, $ttl) = (0, 0);
-wait_until('the lock to be extended', sub {
-	my $now = $redis->command('PTTL', 'redstream:lock:consumer:s:waits');
-	$grown++ if $now > $ttl + 500;
-	$ttl = $now;
-	return $grown >= 4;
-});
-$other->query('COMMIT');
-like($session->result, qr/was changed by another transaction/, 'and it was the row of this batch');
-$session->query('ROLLBACK');
+
+sub extended_while_waiting
+{
+	my ($consumer, $statement, $result) = @_;
+	my ($grown, $last) = (0, 0);
+
+	is($session->query('BEGIN; ' . consume($consumer, 1)), '1-0', "$consumer: a lock");
+	$other->query(q{BEGIN; SELECT redstream.commit_offset('s', 'row', '1-0')});
+	$session->send($statement);
+	wait_until("$consumer: it to wait", sub { sessions_waiting($node) });
+	wait_until("$consumer: the lock to be extended", sub {
+		my $now = $redis->command('PTTL', "redstream:lock:consumer:s:$consumer");
+		$grown++ if $now > $last + 500;
+		$last = $now;
+		return $grown >= 4;
+	});
+	$other->query('COMMIT');
+	like($session->result, $result, "$consumer: the end of waiting");
+	$session->query('ROLLBACK');
+	return;
+}
+extended_while_waiting('consumes', consume('row', 1), qr/was changed by another transaction/);
+extended_while_waiting('sets', q{SELECT redstream.commit_offset('s', 'row', '1-0')}, qr/^$/);
 
 # ---- large messages between small ones -----------------------------------------------------------------------
 

@@ -298,6 +298,22 @@ test_reading(void)
 			rs_redis_entry_read(reply.tree->element[0], &entry) && entry.payload == NULL, "and one without a payload");
 }
 
+/* Entries are large where small ones were read before: the next turn knows from the stream. */
+static void
+test_page(void)
+{
+	RsReading	reading = {{0, 0}, 0};
+	RsStreamId	start = {0, 0};
+
+	rs_redis_reading_begin(&reading, &start, 10);
+	unit_ok(reading.page > 100 && reading.page < 1000, "a first page of small entries: %d", reading.page);
+	reading.page = 1000;
+	rs_redis_reading_begin(&reading, &start, 10);
+	unit_ok(reading.page == 1000, "what was found is kept");
+	rs_redis_reading_begin(&reading, &start, 1000000);
+	unit_ok(reading.page == 1, "but not against what the stream says: %d", reading.page);
+}
+
 static void
 test_place(void)
 {
@@ -344,6 +360,7 @@ main(void)
 		test_dead_letter();
 		test_life();
 		test_reading();
+		test_page();
 		test_place();
 	}
 	rs_redis_close(connection, true);

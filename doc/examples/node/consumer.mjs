@@ -8,8 +8,8 @@
 // or the process dies, the same batch comes again, here or in another process, so it must do no
 // harm to do it twice. Of several processes with one name one works and the others stand by. One
 // that hangs for longer than the lock lives (stopped, swapped out) may still be at its batch when
-// the next one begins: a store that cares can refuse a batch whose last id is not newer than what
-// it has.
+// the next one begins: a store that cares can skip, without an error, a batch whose last id is not
+// newer than what it has.
 
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -20,10 +20,14 @@ const LONGEST_WAIT = 1000; // ms, so that stop() is noticed
 const FIRST_PAUSE = 100; // ms, after a failure
 const LONGEST_PAUSE = 30000;
 
+// Registers the consumer, too: the trimmer waits for who is registered. The first write needs no memory,
+// so that a Redis that is full lets the others through: consumers are what the trimmer waits for.
 const TAKE = `
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
 return 1`;
 
 const EXTEND = `
@@ -46,6 +50,7 @@ local function parts(id)
   return ms or '', seq or ''
 end
 local function less(a, b) return #a < #b or (#a == #b and a < b) end
+redis.call('PEXPIRE', KEYS[1], 5000) -- needs no memory, as above
 local old_ms, old_seq = parts(redis.call('GET', KEYS[2]) or '')
 local ms, seq = parts(ARGV[2])
 if less(old_ms, ms) or (old_ms == ms and less(old_seq, seq)) then
@@ -98,12 +103,11 @@ export class Consumer {
   }
 
   async turn(handler) {
-    if (!(await this.script(TAKE, [this.lock], LOCK_MS))) {
+    if (!(await this.script(TAKE, [this.lock, this.registry], LOCK_MS, this.name))) {
       return this.standBy(await this.redis.pTTL(this.lock)); // until it is released, or expires
     }
     let after, batch;
     try {
-      await this.redis.sAdd(this.registry, this.name); // the trimmer waits for who is registered
       ({ after, batch } = await this.read());
       if (batch.length > 0) {
         await this.extending(() => handler(batch));

@@ -15,6 +15,8 @@ const directory = process.argv[2];
 const slowness = 1000 * (process.env.SECONDS_PER_ROW ?? 0); // to have something to interrupt
 
 const database = new pg.Pool(); // PGHOST and so on
+// Without this, a connection that is lost while nobody uses it ends the process. The pool makes another.
+database.on('error', (error) => console.error(error.message));
 
 async function keepCopy(batch) {
   const ids = [...new Set(batch.map(({ payload }) => payload.id))];

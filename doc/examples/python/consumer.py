@@ -8,7 +8,8 @@ The handler gets a batch, a list of (id, payload), and commits it by returning. 
 process dies, the same batch comes again, here or in another process, so it must do no harm to do it
 twice. Of several processes with one name one works and the others stand by. One that hangs for
 longer than the lock lives (stopped, swapped out) may still be at its batch when the next one
-begins: a store that cares can refuse a batch whose last id is not newer than what it has.
+begins: a store that cares can skip, without an error, a batch whose last id is not newer than what
+it has.
 """
 import json
 import logging
@@ -26,10 +27,14 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30  # seconds, after a failure
 
 log = logging.getLogger("redstream")
 
+# Registers the consumer, too: the trimmer waits for who is registered. The first write needs no memory,
+# so that a Redis that is full lets the others through: consumers are what the trimmer waits for.
 TAKE = """
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SADD', KEYS[2], ARGV[3])
 return 1"""
 
 EXTEND = """
@@ -52,6 +57,7 @@ local function parts(id)
   return ms or '', seq or ''
 end
 local function less(a, b) return #a < #b or (#a == #b and a < b) end
+redis.call('PEXPIRE', KEYS[1], 5000) -- needs no memory, as above
 local old_ms, old_seq = parts(redis.call('GET', KEYS[2]) or '')
 local ms, seq = parts(ARGV[2])
 if less(old_ms, ms) or (old_ms == ms and less(old_seq, seq)) then
@@ -106,11 +112,10 @@ class Consumer:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def turn(self, handler):
-        if not self.redis.eval(TAKE, 1, self.lock, self.holder, LOCK_MS):
+        if not self.redis.eval(TAKE, 2, self.lock, self.registry, self.holder, LOCK_MS, self.name):
             self.stand_by(self.redis.pttl(self.lock) / 1000)  # until it is released, or expires
             return
         try:
-            self.redis.sadd(self.registry, self.name)  # the trimmer waits for who is registered
             after, batch = self.read()
             if batch:
                 with self.extending():

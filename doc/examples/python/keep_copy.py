@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -19,15 +20,13 @@ from consumer import Consumer
 directory = Path(sys.argv[1])
 slowness = float(os.environ.get("SECONDS_PER_ROW", 0))  # to have something to interrupt
 
-database = psycopg2.connect("")  # PGHOST and so on
-# Each query sees what is committed by then. A snapshot older than the message would not do.
-database.autocommit = True
-
 
 def keep_copy(batch):
     ids = list({payload["id"] for _, payload in batch})
     print(f"works on {len(batch)} messages from {batch[0][0]}", flush=True)
-    with database.cursor() as cursor:
+    # Connects for each batch, to PGHOST and so on, so that a server that was restarted is no case of its
+    # own. The query sees what is committed by now: a snapshot older than the messages would not do.
+    with closing(psycopg2.connect("")) as database, database.cursor() as cursor:
         query = "SELECT id, row_to_json(products)::text FROM products WHERE id = ANY (%s)"
         cursor.execute(query, (ids,))
         rows = dict(cursor)

@@ -8,7 +8,8 @@
 # the process dies, the same batch comes again, here or in another process, so it must do no harm to
 # do it twice. Of several processes with one name one works and the others stand by. One that hangs
 # for longer than the lock lives (stopped, swapped out) may still be at its batch when the next one
-# begins: a store that cares can refuse a batch whose last id is not newer than what it has.
+# begins: a store that cares can skip, without an error, a batch whose last id is not newer than what
+# it has.
 
 require "json"
 require "logger"
@@ -22,10 +23,14 @@ class Consumer
   FIRST_PAUSE = 0.1 # second, after a failure
   LONGEST_PAUSE = 30
 
+  # Registers the consumer, too: the trimmer waits for who is registered. The first write needs no memory,
+  # so that a Redis that is full lets the others through: consumers are what the trimmer waits for.
   TAKE = <<~LUA
     local holder = redis.call('GET', KEYS[1])
     if holder and holder ~= ARGV[1] then return 0 end
+    redis.call('PEXPIRE', KEYS[1], ARGV[2])
     redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+    redis.call('SADD', KEYS[2], ARGV[3])
     return 1
   LUA
 
@@ -51,6 +56,7 @@ class Consumer
       return ms or '', seq or ''
     end
     local function less(a, b) return #a < #b or (#a == #b and a < b) end
+    redis.call('PEXPIRE', KEYS[1], 5000) -- needs no memory, as above
     local old_ms, old_seq = parts(redis.call('GET', KEYS[2]) or '')
     local ms, seq = parts(ARGV[2])
     if less(old_ms, ms) or (old_ms == ms and less(old_seq, seq)) then
@@ -105,12 +111,11 @@ class Consumer
   private
 
   def turn
-    if @redis.eval(TAKE, [@lock], [@holder, LOCK_MS]) == 0
+    if @redis.eval(TAKE, [@lock, @registry], [@holder, LOCK_MS, @name]) == 0
       return stand_by(@redis.pttl(@lock) / 1000.0) # until it is released, or expires
     end
 
     begin
-      @redis.sadd?(@registry, @name) # the trimmer waits for who is registered
       after, batch = read
       unless batch.empty?
         extending { yield batch }

@@ -12,17 +12,15 @@ directory = ARGV.fetch(0)
 slowness = ENV.fetch("SECONDS_PER_ROW", 0).to_f # to have something to interrupt
 $stdout.sync = true
 
-# No transaction: each query sees what is committed by then. A snapshot older than the message would
-# not do.
-database = PG.connect # PGHOST and so on
-
 consumer = Consumer.new(Redis.new(url: ENV.fetch("REDSTREAM_URL")), "products", "copy")
 %w[TERM INT].each { |signal| trap(signal) { consumer.stop } }
 consumer.consume do |batch|
   ids = batch.map { |_, payload| payload["id"] }.uniq
   puts "works on #{batch.size} messages from #{batch.first[0]}"
+  # Connects for each batch, to PGHOST and so on, so that a server that was restarted is no case of
+  # its own. The query sees what is committed by now: a snapshot older than the messages would not do.
   query = "SELECT id, row_to_json(products)::text FROM products WHERE id = ANY ($1)"
-  rows = database.exec_params(query, [PG::TextEncoder::Array.new.encode(ids)]).values.to_h
+  rows = PG.connect { |database| database.exec_params(query, [PG::TextEncoder::Array.new.encode(ids)]).values.to_h }
   ids.each do |id|
     file = File.join(directory, id.to_s)
     if rows[id.to_s]

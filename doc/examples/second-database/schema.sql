@@ -16,8 +16,9 @@ CREATE TABLE copied_to (
 );
 
 -- Begins a batch: writes how far the copy will have come, and holds up any other process with a batch until this one is
--- committed. False: the batch is in the copy already. An older one is refused: somebody else went on
--- while its process was held up, and what it has read may be old.
+-- committed. False: the batch is to be ignored. It is in the copy already; or it ends before what is, because somebody
+-- else went on while its process was held up, and what it has read may be old. That is no error: a batch
+-- that is in the copy, and whose offset was not committed, may come again as a smaller one.
 CREATE FUNCTION begin_batch(the_stream text, the_consumer text, id text) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -27,10 +28,10 @@ BEGIN
     INSERT INTO copied_to VALUES (the_stream, the_consumer, '{0,0}') ON CONFLICT DO NOTHING;
     SELECT last_id INTO old_id FROM copied_to
         WHERE (stream, consumer) = (the_stream, the_consumer) FOR UPDATE;
-    IF new_id < old_id THEN
-        RAISE 'batch % is older than the copy, which has come to %', id, array_to_string(old_id, '-');
+    IF new_id <= old_id THEN
+        RETURN false;
     END IF;
     UPDATE copied_to SET last_id = new_id WHERE (stream, consumer) = (the_stream, the_consumer);
-    RETURN new_id > old_id;
+    RETURN true;
 END
 $$;
