@@ -165,7 +165,8 @@ check_offset(Batch *batch, const RsTurn *turn)
 								  &refused, &error);
 		raise_misfit(batch, &problem);
 	}
-	if (batch->in_table && !turn->registered && !turn->has_offset)
+	/* what this transaction itself has put there is not told to Redis yet */
+	if (batch->in_table && !batch->lease->marked && !turn->registered && !turn->has_offset)
 	{
 		rs_redis_error(&problem, "it has committed %s here, but Redis does not know it: Redis was emptied or is another one, or drop_consumer() was rolled back",
 					   id_text(&batch->table_offset));

@@ -40,6 +40,10 @@ is($session->query(q{BEGIN; SELECT redstream.commit_offset('s', 'second', '5-0')
 offset_becomes('second', '5-0');
 is($redis->command('SISMEMBER', 'redstream:consumers:s', 'second'), 1, 'registers');
 
+is($session->query(q{BEGIN; SELECT redstream.commit_offset('s', 'third', '4-0'); } . consume('third', 2) . '; COMMIT'), "\n5-0 6-0",
+	'a first offset, and messages behind it, in one transaction');
+offset_becomes('third', '6-0');
+
 is($session->query(q{BEGIN; } . consume('dropped', 5) . q{; SELECT redstream.drop_consumer('s', 'dropped'); COMMIT}),
 	"1-0 2-0 3-0 4-0 5-0\nt", 'a consumer is dropped by the transaction that has consumed');
 $session->query('SELECT redstream.max_stream_id(\'s\')');
