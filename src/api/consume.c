@@ -202,7 +202,9 @@ begin_batch(Batch *batch)
 
 	batch->redis = rs_api_lease_connection();
 	begin_turn(batch, &turn);
+	rs_session_rest();			/* the table may have to be waited for */
 	batch->in_table = rs_offset_read(batch->stream, batch->consumer, &batch->table_offset);
+	batch->redis = rs_api_lease_connection();
 	batch->entry_bytes = turn.stream.entry_bytes;
 	batch->offset = turn.offset;
 	if (batch->in_table && rs_redis_id_compare(&batch->table_offset, &batch->offset) > 0)

@@ -356,7 +356,7 @@ pre_prepare(void)
 	if (leases != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot PREPARE a transaction that has consumed messages or set a consumer's offset")));
+				 errmsg("cannot PREPARE a transaction that has called redstream.consume() or commit_offset()")));
 }
 
 /* Must not throw, allocate or wait. */

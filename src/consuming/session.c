@@ -185,12 +185,14 @@ is_outdated(void)
 	return strcmp(connected_url, rs_url) != 0 || strcmp(connected_file, rs_password_file) != 0;
 }
 
-static char *
-remember(char *old, const char *text)
+static void
+remember(char **what, const char *text)
 {
-	if (old != NULL)
-		pfree(old);
-	return MemoryContextStrdup(TopMemoryContext, text);
+	char	   *copy = MemoryContextStrdup(TopMemoryContext, text);
+
+	if (*what != NULL)
+		pfree(*what);
+	*what = copy;
 }
 
 static bool
@@ -199,8 +201,8 @@ connect_to_redis(RsError *error)
 	RsServerInfo info;
 	int			size = SOCKET_BUFFER;
 
-	connected_url = remember(connected_url, rs_url);
-	connected_file = remember(connected_file, rs_password_file);
+	remember(&connected_url, rs_url);
+	remember(&connected_file, rs_password_file);
 	connection = rs_connect_configured("redstream-consume", wait_with_grace, NULL, &info, error);
 	if (connection == NULL)
 		return false;
