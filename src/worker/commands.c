@@ -19,6 +19,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_database.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
@@ -105,6 +106,23 @@ is_template(Oid database)
 	return template;
 }
 
+/* As have_createdb_privilege (dbcommands.c), which older minor versions of 15 keep to themselves. */
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple;
+	bool		may;
+
+	if (superuser())
+		return true;
+	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	may = ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+	ReleaseSysCache(tuple);
+	return may;
+}
+
 /* ---- commands ---------------------------------------------------------------------------- */
 
 static DefElem *
@@ -131,7 +149,7 @@ before_create(const CreatedbStmt *statement)
 	if (option == NULL || option->arg == NULL)
 		return;					/* template1, which has no worker */
 	source = get_database_oid(defGetString(option), true);
-	if (OidIsValid(source) && have_createdb_privilege() && (is_template(source) || is_owner(source)))
+	if (OidIsValid(source) && may_create_databases() && (is_template(source) || is_owner(source)))
 		make_way(source);
 }
 
@@ -141,7 +159,7 @@ before_rename(const RenameStmt *statement)
 	Oid			database = get_database_oid(statement->subname, true);
 
 	if (OidIsValid(database) && database != MyDatabaseId && is_owner(database) &&
-		have_createdb_privilege())
+		may_create_databases())
 		make_way(database);
 }
 
