@@ -124,8 +124,9 @@ rs_api_wait(void *argument, int fd, bool writable, int timeout_ms)
 		!QueryCancelPending && !ProcDiePending;
 }
 
-char *
-rs_api_error_text(const RsError *error)
+/* Fit for a message: Redis may have quoted anything in it. */
+static char *
+text_of_error(const RsError *error)
 {
 	return text_to_cstring(rs_api_text(error->text, strlen(error->text)));
 }
@@ -136,7 +137,7 @@ rs_api_failed(const RsError *error)
 	CHECK_FOR_INTERRUPTS();		/* the reason, if there is one */
 	ereport(ERROR,
 			(errcode(ERRCODE_IO_ERROR),
-			 errmsg("could not ask Redis: %s", rs_api_error_text(error)),
+			 errmsg("could not ask Redis: %s", text_of_error(error)),
 			 errhint("See redstream.url and redstream.stats.")));
 }
 

@@ -38,9 +38,6 @@ extern Datum rs_api_jsonb(const char *payload, size_t length);
 /* The RsWait of SQL functions: gives up on cancel and termination. */
 extern bool rs_api_wait(void *argument, int fd, bool writable, int timeout_ms);
 
-/* An error of src/redis, fit for a message: Redis may have quoted anything in it. */
-extern char *rs_api_error_text(const RsError *error);
-
 /* Raises the cancellation if that is the reason, else io_error. */
 extern void rs_api_failed(const RsError *error) pg_attribute_noreturn();
 

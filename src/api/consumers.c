@@ -24,8 +24,8 @@ PG_FUNCTION_INFO_V1(redstream_drop_consumer);
 PG_FUNCTION_INFO_V1(redstream_commit_offset);
 PG_FUNCTION_INFO_V1(redstream_max_consumer_id);
 
-/* KEYS: registry, offset, history; ARGV: consumer, its field.  The offset last, for the
- * same reason. */
+/* KEYS: registry, offset, history; ARGV: consumer, its field.  The offset last: one of nobody does not keep the
+ * trimmer waiting, a consumer without one does. */
 static const char drop_script[] =
 "redis.call('HDEL', KEYS[3], ARGV[2])\n"
 "local known = redis.call('SREM', KEYS[1], ARGV[1])\n"
