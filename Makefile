@@ -23,15 +23,17 @@ OBJS = \
 	src/capture/plan.o src/capture/row.o src/capture/shard.o \
 	src/capture/trigger.o src/capture/truncate.o \
 	src/consuming/lease.o src/consuming/offsets.o src/consuming/session.o \
+	src/spool/book.o src/spool/fetch.o src/spool/store.o \
 	src/transaction/announce.o src/transaction/log.o \
-	src/transaction/stream.o src/transaction/transaction.o \
+	src/transaction/spooling.o src/transaction/stream.o \
+	src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \
 	src/transport/link.o src/transport/publication.o src/transport/sender.o \
 	src/transport/shared.o \
 	src/worker/chunk.o src/worker/commands.o src/worker/delayer.o \
-	src/worker/held.o src/worker/launcher.o src/worker/move.o \
-	src/worker/registry.o src/worker/run.o src/worker/servers.o \
-	src/worker/transfer.o src/worker/trim_cut.o src/worker/trim_history.o \
+	src/worker/deliver.o src/worker/held.o src/worker/launcher.o \
+	src/worker/move.o src/worker/registry.o src/worker/run.o \
+	src/worker/servers.o src/worker/spooler.o src/worker/transfer.o src/worker/trim_cut.o src/worker/trim_history.o \
 	src/worker/trim_judge.o src/worker/trim_look.o src/worker/trimmer.o \
 	src/worker/verdict.o src/worker/work.o src/worker/worker.o \
 	src/redis/connection.o src/redis/error.o src/redis/greeting.o \

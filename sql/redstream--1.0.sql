@@ -101,6 +101,32 @@ COMMENT ON COLUMN redstream.progress.rate IS 'Rows a second since it started.';
 COMMENT ON COLUMN redstream.progress.started IS 'When it was called.';
 COMMENT ON COLUMN redstream.progress.last_key IS 'The key of the last row that is done, as start_after takes it; NULL: none yet.';
 
+-- ---- the spool ------------------------------------------------------------------
+
+CREATE TABLE redstream.spool (
+    bucket      smallint    NOT NULL,
+    position    pg_lsn      NOT NULL,
+    xact        xid8        NOT NULL,
+    namespace   text        NOT NULL,
+    stream      text        NOT NULL,
+    payload     bytea,
+    publication bytea,
+    spooled_at  timestamptz NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
+        autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_threshold = 100000);
+CREATE INDEX spool_order ON redstream.spool (bucket, position);
+COMMENT ON TABLE redstream.spool IS
+'Messages of committed transactions that Redis has not taken, and of prepared ones: written in the transaction (redstream.on_outage = spool), removed by the worker when Redis has acknowledged them. Not dumped.';
+COMMENT ON INDEX redstream.spool_order IS 'The order in which rows are delivered.';
+COMMENT ON COLUMN redstream.spool.bucket IS 'The part of the streams that this one belongs to.';
+COMMENT ON COLUMN redstream.spool.position IS 'Position of WAL when it was written, counted on: of two messages about a row, the newer one has the greater.';
+COMMENT ON COLUMN redstream.spool.xact IS 'The transaction.';
+COMMENT ON COLUMN redstream.spool.namespace IS 'redstream.namespace at that time.';
+COMMENT ON COLUMN redstream.spool.stream IS 'The stream.';
+COMMENT ON COLUMN redstream.spool.payload IS 'The payload, JSON in UTF-8; NULL: see publication.';
+COMMENT ON COLUMN redstream.spool.publication IS 'Instead of a payload: which delay messages of a large transaction are to be announced.';
+COMMENT ON COLUMN redstream.spool.spooled_at IS 'When it was written.';
+
 -- ---- consuming -----------------------------------------------------------------
 
 CREATE FUNCTION redstream.add_consumer(stream text, consumer text, start text DEFAULT '0-0')
@@ -277,7 +303,14 @@ CREATE FUNCTION redstream.stream_rows(
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_streams';
 COMMENT ON FUNCTION redstream.stream_rows() IS 'The rows of redstream.streams.';
 
-CREATE VIEW redstream.streams AS SELECT * FROM redstream.stream_rows();
+CREATE VIEW redstream.streams AS
+    SELECT s.stream, s.size, s.delayed, s.oldest_delayed, s.oldest, s.expiry, s.delay, s.bytes,
+           coalesce(p.spooled, 0) AS spooled, p.oldest_spooled, s.error
+    FROM redstream.stream_rows() AS s
+        LEFT JOIN (SELECT stream, count(*) AS spooled, min(spooled_at) AS oldest_spooled
+                   FROM redstream.spool
+                   WHERE namespace = current_setting('redstream.namespace')
+                   GROUP BY stream) AS p USING (stream);
 COMMENT ON VIEW redstream.streams IS
 'The streams that this database''s tables are attached to, and others that it has written to, and what Redis holds of each, as of now. Raises io_error if Redis cannot be asked; what it refuses for one stream is in that one''s row.';
 COMMENT ON COLUMN redstream.streams.stream IS 'The stream.';
@@ -288,6 +321,8 @@ COMMENT ON COLUMN redstream.streams.oldest IS 'When the oldest main message was 
 COMMENT ON COLUMN redstream.streams.expiry IS 'Age at which messages are trimmed, read or not; NULL: none. Of several tables on the stream the longest counts, and none is longer.';
 COMMENT ON COLUMN redstream.streams.delay IS 'Age at which delay messages are moved. Of several tables on the stream the shortest of their own counts; without one redstream.delay.';
 COMMENT ON COLUMN redstream.streams.bytes IS 'Memory that main and delay messages take in Redis, as it estimates.';
+COMMENT ON COLUMN redstream.streams.spooled IS 'Messages in redstream.spool that Redis has not taken yet.';
+COMMENT ON COLUMN redstream.streams.oldest_spooled IS 'When the oldest of these was written.';
 COMMENT ON COLUMN redstream.streams.error IS 'What Redis answered for this stream instead, such as WRONGTYPE; NULL if nothing. Columns that it concerns are NULL.';
 
 CREATE FUNCTION redstream.consumer_rows(
@@ -330,6 +365,7 @@ CREATE FUNCTION redstream.stats_row(
     OUT sent          bigint,
     OUT acknowledged  bigint,
     OUT resent        bigint,
+    OUT spooled       bigint,
     OUT skipped       bigint,
     OUT passed        bigint,
     OUT moved         bigint,
@@ -341,7 +377,10 @@ CREATE FUNCTION redstream.stats_row(
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_stats';
 COMMENT ON FUNCTION redstream.stats_row() IS 'The row of redstream.stats.';
 
-CREATE VIEW redstream.stats AS SELECT * FROM redstream.stats_row();
+CREATE VIEW redstream.stats AS
+    SELECT s.*, p.spool_rows, p.spool_oldest
+    FROM redstream.stats_row() AS s,
+         (SELECT count(*) AS spool_rows, min(spooled_at) AS spool_oldest FROM redstream.spool) AS p;
 COMMENT ON VIEW redstream.stats IS
 'The connection to Redis and what passed through it since the server started; nulls if redstream is not preloaded.';
 COMMENT ON COLUMN redstream.stats.connected IS 'Is the sender connected to Redis?';
@@ -355,6 +394,9 @@ COMMENT ON COLUMN redstream.stats.delayed IS 'Delay messages that Redis acknowle
 COMMENT ON COLUMN redstream.stats.sent IS 'Messages of both kinds written to Redis, each time they were.';
 COMMENT ON COLUMN redstream.stats.acknowledged IS 'Main messages that Redis acknowledged.';
 COMMENT ON COLUMN redstream.stats.resent IS 'Messages that had to be written again, because their acknowledgement did not come.';
+COMMENT ON COLUMN redstream.stats.spooled IS 'Messages left in redstream.spool.';
+COMMENT ON COLUMN redstream.stats.spool_rows IS 'Messages that are in this database''s redstream.spool now.';
+COMMENT ON COLUMN redstream.stats.spool_oldest IS 'When the oldest of these was written.';
 COMMENT ON COLUMN redstream.stats.skipped IS 'Messages given up under redstream.on_outage = skip.';
 COMMENT ON COLUMN redstream.stats.passed IS 'Transactions whose commit took too long to keep others waiting: their delay messages announce them.';
 COMMENT ON COLUMN redstream.stats.moved IS 'Delay messages that were due and moved to their main stream.';
@@ -380,8 +422,8 @@ CREATE VIEW redstream.workers AS SELECT * FROM redstream.worker_rows();
 COMMENT ON VIEW redstream.workers IS
 'The background processes of the server and what they are doing; no rows if redstream is not preloaded.';
 COMMENT ON COLUMN redstream.workers.database IS 'The database it works for; null for sender and launcher, which work for all.';
-COMMENT ON COLUMN redstream.workers.pid IS 'Process id; delayer and trimmer of a database are one process. Null if there is none now.';
-COMMENT ON COLUMN redstream.workers.kind IS 'sender: writes messages to Redis; launcher: keeps a worker running in each database with the extension; delayer: moves delay messages that are due; trimmer: trims streams.';
+COMMENT ON COLUMN redstream.workers.pid IS 'Process id; spooler, delayer and trimmer of a database are one process. Null if there is none now.';
+COMMENT ON COLUMN redstream.workers.kind IS 'sender: writes messages to Redis; launcher: keeps a worker running in each database with the extension; spooler: delivers redstream.spool; delayer: moves delay messages that are due; trimmer: trims streams.';
 COMMENT ON COLUMN redstream.workers.state IS 'starting; waiting for a worker process: max_worker_processes are in use; idle; working; failing: what it did last ended with last_error.';
 COMMENT ON COLUMN redstream.workers.last_tick IS 'When it last began to work; null for the sender, which always does.';
 COMMENT ON COLUMN redstream.workers.last_error IS 'What it last failed with, even if it does no more.';

@@ -13,7 +13,7 @@
 
 #include "processes.h"
 
-#define LINES 512				/* two for each of 255 databases, sender and launcher */
+#define LINES 770				/* three for each of 256 databases, sender and launcher */
 
 typedef struct Board
 {

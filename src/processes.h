@@ -17,7 +17,8 @@ typedef enum RsProcessKind
 {
 	RS_PROCESS_SENDER,
 	RS_PROCESS_LAUNCHER,
-	RS_PROCESS_DELAYER,			/* these two in one process, the database's worker */
+	RS_PROCESS_SPOOLER,			/* these three in one process, the database's worker */
+	RS_PROCESS_DELAYER,
 	RS_PROCESS_TRIMMER
 } RsProcessKind;
 

@@ -29,6 +29,7 @@ bool		rs_enabled;
 int			rs_namespace_generation;
 
 static const struct config_enum_entry outage_policies[] = {
+	{"spool", RS_OUTAGE_SPOOL, false},
 	{"error", RS_OUTAGE_ERROR, false},
 	{"skip", RS_OUTAGE_SKIP, false},
 	{NULL, 0, false}
@@ -138,8 +139,8 @@ define_transaction_settings(void)
 							 NULL, NULL, NULL);
 	DefineCustomEnumVariable("redstream.on_outage",
 							 "What a transaction does that Redis does not acknowledge in time.",
-							 "error aborts it; skip commits it, counts its messages as lost and warns.",
-							 &rs_on_outage, RS_OUTAGE_ERROR, outage_policies,
+							 "spool keeps its messages in redstream.spool until Redis is back; error aborts it; skip commits it, counts its messages as lost and warns.",
+							 &rs_on_outage, RS_OUTAGE_SPOOL, outage_policies,
 							 PGC_SUSET, 0,
 							 NULL, NULL, NULL);
 	DefineCustomIntVariable("redstream.transaction_buffer",

@@ -9,6 +9,7 @@
 
 typedef enum RsOutagePolicy
 {
+	RS_OUTAGE_SPOOL,			/* leave its messages in redstream.spool */
 	RS_OUTAGE_ERROR,			/* abort the transaction */
 	RS_OUTAGE_SKIP				/* commit without its messages, and say so */
 } RsOutagePolicy;

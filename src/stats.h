@@ -16,6 +16,7 @@ typedef enum RsCounter
 	RS_COUNT_SENT,				/* messages written to Redis, each time counted */
 	RS_COUNT_ACKNOWLEDGED,		/* main messages Redis acknowledged */
 	RS_COUNT_RESENT,			/* messages that had to be written again */
+	RS_COUNT_SPOOLED,			/* messages left in the spool */
 	RS_COUNT_SKIPPED,			/* messages given up under on_outage = skip */
 	RS_COUNT_PASSED,			/* transactions left to their delay messages: their commit
 								 * took too long, or nothing could hold their place */

@@ -23,6 +23,7 @@ PG_FUNCTION_INFO_V1(redstream_worker_rows);
 static const char *const kinds[] = {
 	[RS_PROCESS_SENDER] = "sender",
 	[RS_PROCESS_LAUNCHER] = "launcher",
+	[RS_PROCESS_SPOOLER] = "spooler",
 	[RS_PROCESS_DELAYER] = "delayer",
 	[RS_PROCESS_TRIMMER] = "trimmer"
 };

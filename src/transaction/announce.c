@@ -30,7 +30,7 @@ rs_transaction_outages(void)
 }
 
 /*
- * Applies redstream.on_outage: throws, or gives this transaction's messages up.
+ * Applies redstream.on_outage: has the transaction spool, throws, or gives this transaction's messages up.
  * What Redis said is for the log alone: it may tell where Redis is.
  */
 static void
@@ -41,6 +41,11 @@ outage(RsWaitResult result)
 		result == RS_WAIT_TIMEOUT ? "Redis did not answer in time" :
 		"Redis refused a message for good";
 
+	if (rs_on_outage == RS_OUTAGE_SPOOL)
+	{
+		rs_current.spooling = true;
+		return;
+	}
 	rs_transport_status(&status);
 	if (rs_on_outage == RS_OUTAGE_ERROR)
 	{
@@ -49,7 +54,7 @@ outage(RsWaitResult result)
 				(errcode(ERRCODE_IO_ERROR),
 				 errmsg("could not announce changes: %s", reason),
 				 status.last_error[0] ? errdetail_log("Last error: %s.", status.last_error) : 0,
-				 errhint("See redstream.stats. With redstream.on_outage = skip the transaction commits without its messages.")));
+				 errhint("See redstream.stats. With redstream.on_outage = spool the transaction commits, and its messages are delivered later.")));
 	}
 	ereport(WARNING,
 			(errcode(ERRCODE_WARNING),
@@ -145,19 +150,6 @@ stream_records(RsPatience *patience)
 	return RS_WAIT_DONE;
 }
 
-/* Each wait has an allowance of its own. */
-void
-rs_announce_early(void)
-{
-	RsPatience	patience;
-	RsWaitResult result;
-
-	rs_patience_start(&patience);
-	result = stream_records(&patience);
-	if (result != RS_WAIT_DONE)
-		outage(result);
-}
-
 static RsWaitResult
 await_acknowledgement(RsPatience *patience)
 {
@@ -215,33 +207,33 @@ take_publication(RsPatience *patience)
 {
 	RsLog	   *log = rs_current.log;
 	RsEntryNumber *place = next_place();
+	RsPublication publication = {.xact_field = rs_identity_xact_field(),.expected = log->records,.largest = log->largest};
 	RsPublishedStream *streams;
-	RsXidRange *xids;
 	RsDelayOutcome outcome;
-	RsWaitResult result;
-	int			nstreams = 0;
-	int			nxids;
+	RsWaitResult result = RS_WAIT_DONE;
+	char	   *data;
+	size_t		length;
 	int			member = -1;
-	bool		taken;
 
 	rs_delay_outcome(&outcome);
 	if (!outcome.any)
 		return RS_WAIT_REFUSED;
-	streams = MemoryContextAlloc(log->context,
-								 sizeof(RsPublishedStream) * bms_num_members(log->streams));
+	publication.first = outcome.first;
+	publication.last = outcome.last;
+	publication.streams = streams = MemoryContextAlloc(log->context,
+													   sizeof(RsPublishedStream) * bms_num_members(log->streams));
 	while ((member = bms_next_member(log->streams, member)) >= 0)
 	{
-		streams[nstreams].delay_key = &rs_stream(member)->delay_key;
-		streams[nstreams++].stream_key = &rs_stream(member)->stream_key;
+		streams[publication.nstreams].delay_key = &rs_stream(member)->delay_key;
+		streams[publication.nstreams++].stream_key = &rs_stream(member)->stream_key;
 	}
-	xids = rs_log_sorted_xids(log, &nxids);
-	result = rs_main_take_publication(&outcome.first, &outcome.last, rs_identity_xact_field(),
-									  streams, nstreams, xids, nxids, log->records,
-									  log->largest, patience, place, &taken);
-	if (taken)
-		log->nplaces++;
-	else if (result == RS_WAIT_DONE)
+	publication.xids = rs_log_sorted_xids(log, &publication.nxids);
+	data = rs_publication_encode(&publication, &length);
+	if (length > rs_lane_entry_limit())
 		leave_to_delay_messages();	/* too many subtransactions */
+	else if ((result = rs_main_take_publication(data, length, patience, place)) == RS_WAIT_DONE)
+		log->nplaces++;
+	pfree(data);
 	return result;
 }
 
@@ -301,8 +293,9 @@ announce(size_t start, bool publish)
 	result = publish ? take_publication(&patience) :
 		take_place(start, rs_announce_size(start), &patience);
 
-	/* The main lane is full for too long: nothing is lost, the delay messages announce it. */
-	if ((result == RS_WAIT_DOWN || result == RS_WAIT_TIMEOUT) && wait)
+	/* The main lane is full for too long: nothing is lost, the delay messages announce it; the spool does so in order. */
+	if ((result == RS_WAIT_DOWN || result == RS_WAIT_TIMEOUT) && wait &&
+		rs_on_outage != RS_OUTAGE_SPOOL)
 	{
 		leave_to_delay_messages();
 		result = RS_WAIT_DONE;
@@ -310,31 +303,58 @@ announce(size_t start, bool publish)
 	return result;
 }
 
+/* Each wait has an allowance of its own. */
 void
-rs_announce_flush(void)
+rs_announce_early(void)
 {
 	RsPatience	patience;
 	RsWaitResult result;
 
+	if (rs_spooling_is_on())
+		return;
 	rs_patience_start(&patience);
-	result = send_delay_messages(&patience, rs_wait_for_ack);
+	result = stream_records(&patience);
+	if (result != RS_WAIT_DONE)
+		outage(result);
+}
+
+static void
+flush(bool wait)
+{
+	RsPatience	patience;
+	RsWaitResult result;
+
+	if (rs_spooling_is_on())
+		return;
+	rs_patience_start(&patience);
+	result = send_delay_messages(&patience, wait);
 	if (result != RS_WAIT_DONE)
 		outage(result);
 }
 
 void
-rs_announce_prepared(void)
+rs_announce_settle(void)
 {
-	rs_announce_flush();
-	if (!rs_current.skipping)
-		leave_to_delay_messages();
+	flush(true);
+}
+
+void
+rs_announce_flush(void)
+{
+	flush(rs_wait_for_ack);
 }
 
 void
 rs_announce(size_t start, bool publish)
 {
-	RsWaitResult result = announce(start, publish);
+	if (!rs_spooling_decide())
+	{
+		RsWaitResult result = announce(start, publish);
 
-	if (result != RS_WAIT_DONE)
+		if (result == RS_WAIT_DONE)
+			return;
 		outage(result);
+	}
+	if (rs_current.spooling && rs_spooling_decide())
+		rs_spooling_finish(start);
 }

@@ -6,6 +6,7 @@
 #ifndef RS_TRANSACTION_CURRENT_H
 #define RS_TRANSACTION_CURRENT_H
 
+#include "spool/spool.h"
 #include "transaction/log.h"
 
 #define RS_CHUNK_SIZE (64 * 1024)	/* bytes of delay messages sent at a time */
@@ -24,6 +25,12 @@ typedef struct RsCurrent
 	RsLog	   *log;
 	bool		large;			/* records were forgotten */
 	bool		skipping;		/* an outage, and on_outage = skip: nothing is sent any more */
+	bool		spooling;		/* the records go to the spool: nothing is sent any more */
+	bool		joined;			/* rs_spool_join() or rs_spool_begin() was called */
+	RsBuckets	buckets;		/* of all streams */
+	Bitmapset  *published;		/* streams of which records were forgotten before the transaction spooled */
+	XLogRecPtr	published_at;	/* positions kept for these; 0: none */
+	uint64		spooled;		/* rows written */
 	size_t		unsent;			/* bytes of delay messages to be streamed, at most */
 	uint64		captured;
 	uint64		skipped;
@@ -40,10 +47,13 @@ extern size_t rs_announce_size(size_t start);
 
 /*
  * Streams the delay messages of all records that have none yet, while the
- * transaction runs.  On failure applies redstream.on_outage: raises io_error,
- * or warns and gives this transaction's messages up.
+ * transaction runs; not if the transaction spools.  On failure applies redstream.on_outage: from now on the transaction spools; or
+ * io_error is raised; or it warns and gives this transaction's messages up.
  */
 extern void rs_announce_early(void);
+
+/* The same, and waits until Redis has acknowledged them all: then they may be forgotten, if the transaction neither spools nor skips. */
+extern void rs_announce_settle(void);
 
 /* The same, and waits until Redis has acknowledged them all, if that is waited for. */
 extern void rs_announce_flush(void);
@@ -56,10 +66,19 @@ extern void rs_announce_flush(void);
  */
 extern void rs_announce(size_t start, bool publish);
 
-/*
- * The same for a transaction that is being prepared.  It takes no place: nobody knows when it will be
- * committed, and by whom.  Its delay messages are held until then.
- */
-extern void rs_announce_prepared(void);
+/* ---- spooling.c ---------------------------------------------------------------------- */
+
+/* Do the transaction's records go to the spool, as far as is known before its end? */
+extern bool rs_spooling_is_on(void);
+
+/* Decides that before its end, for good; may wait for redstream.timeout, cancellably. */
+extern bool rs_spooling_decide(void);
+
+/* Writes the records from "start" on to the spool, and what publishes those that were forgotten.  Raises what writing to a table can
+ * raise. */
+extern void rs_spooling_finish(size_t start);
+
+/* The log is too large: writes the current level's records to the spool, unless these are few. */
+extern void rs_spooling_relieve(void);
 
 #endif							/* RS_TRANSACTION_CURRENT_H */

@@ -195,6 +195,24 @@ rs_log_forget(RsLog *log)
 	clear_window(log);
 }
 
+size_t
+rs_log_own(const RsLog *log, int level)
+{
+	const RsMark *mark = log->nmarks > 0 ? &log->marks[log->nmarks - 1] : NULL;
+
+	if (mark == NULL || mark->level != level)
+		return log->used;
+	return mark->position > log->base ? mark->position - log->base : 0;
+}
+
+void
+rs_log_cut(RsLog *log, size_t start)
+{
+	log->used = start;
+	log->streamed = Min(log->streamed, start);
+	clear_window(log);
+}
+
 bool
 rs_log_is_empty(const RsLog *log)
 {

@@ -72,7 +72,13 @@ extern const RsRecord *rs_log_append(RsLog *log, int level, uint64 xid, int stre
 /* Forgets the records, all of which must be streamed. */
 extern void rs_log_forget(RsLog *log);
 
-/* Are there any records, forgotten ones included, that were not rolled back? */
+/* Where the records of this nesting level begin that are still in data. */
+extern size_t rs_log_own(const RsLog *log, int level);
+
+/* Takes the records from "start" on out, which are kept elsewhere now, and go with a rollback by themselves. */
+extern void rs_log_cut(RsLog *log, size_t start);
+
+/* Are there any records, forgotten ones and those cut out included, that were not rolled back? */
 extern bool rs_log_is_empty(const RsLog *log);
 
 /* The level committed into its parent.  Does not throw. */

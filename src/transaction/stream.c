@@ -49,6 +49,8 @@ make_stream(const char *name)
 	RsStream   *stream = MemoryContextAlloc(TopMemoryContext, sizeof(RsStream));
 
 	stream->name = MemoryContextStrdup(TopMemoryContext, name);
+	stream->ns = MemoryContextStrdup(TopMemoryContext, rs_namespace);
+	stream->bucket = rs_spool_bucket(rs_namespace, name);
 	stream->generation = rs_namespace_generation;
 	stream->listed = 0;
 	rs_redis_stream_key(&stream->stream_key, rs_namespace, name);

@@ -5,13 +5,16 @@
 #ifndef RS_TRANSACTION_STREAM_H
 #define RS_TRANSACTION_STREAM_H
 
+#include "spool/spool.h"
 #include "transaction/log.h"
 
 /* The keys of a stream, and the beginnings of the commands that write to it, up to the
  * payload. */
 typedef struct RsStream
 {
-	char	   *name;
+	char	   *name;			/* in UTF-8 */
+	char	   *ns;
+	RsBuckets	bucket;
 	int			generation;		/* of the namespace the keys were made with */
 	uint64		listed;			/* rs_transport_redis() when it was, plus 1; 0: never */
 	RsKey		stream_key;

@@ -100,8 +100,10 @@ limit_log(size_t length)
 
 	if (log->used == 0 || log->used + RS_RECORD_SIZE(length) <= limit)
 		return;
-	rs_announce_early();
-	if (rs_current.skipping)
+	rs_announce_settle();
+	if (rs_current.spooling)
+		rs_spooling_relieve();
+	if (rs_current.spooling || rs_current.skipping)
 		return;
 	rs_log_forget(log);
 	rs_current.large = true;
@@ -129,7 +131,9 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 		rs_current.skipped = rs_current.captured;
 		return;
 	}
-	rs_stream_list(stream);
+	rs_current.buckets |= rs_stream(stream)->bucket;
+	if (!rs_current.spooling)
+		rs_stream_list(stream);
 	record = rs_log_append(log, GetCurrentTransactionNestLevel(),
 						   U64FromFullTransactionId(GetCurrentFullTransactionId()),
 						   stream, payload, length);
@@ -158,6 +162,10 @@ finish(bool committed)
 		return;
 	for (int i = 0; i < rs_current.log->nplaces; i++)
 		rs_main_resolve(rs_current.log->places[i], committed);
+	if (rs_current.joined)
+		rs_spool_leave(!rs_transport_is_down());
+	if (committed)
+		rs_stats_add(RS_COUNT_SPOOLED, rs_current.spooled);
 	rs_stats_add(RS_COUNT_CAPTURED, rs_current.captured);
 	if (committed && rs_current.skipped > 0)
 		rs_stats_add(RS_COUNT_SKIPPED, rs_current.skipped);
@@ -173,7 +181,8 @@ pre_prepare(void)
 	phase = RS_PHASE_PREPARING;
 	if (rs_current.stage == RS_STAGE_NONE || rs_current.skipping || rs_log_is_empty(rs_current.log))
 		return;
-	rs_announce_prepared();
+	rs_spooling_finish(0);
+	rs_stats_add(RS_COUNT_SPOOLED, rs_current.spooled);
 }
 
 static void
@@ -211,7 +220,13 @@ on_subtransaction_event(SubXactEvent event, SubTransactionId id,
 	if (rs_current.stage == RS_STAGE_NONE)
 		return;
 	level = GetCurrentTransactionNestLevel();
-	if (event == SUBXACT_EVENT_COMMIT_SUB)
+	if (event == SUBXACT_EVENT_PRE_COMMIT_SUB)
+	{
+		/* Its records would be the parent's, and not be written while there is another subtransaction. */
+		if (rs_current.spooling && log->used > (size_t) rs_transaction_buffer * 1024 / 2)
+			rs_spooling_relieve();
+	}
+	else if (event == SUBXACT_EVENT_COMMIT_SUB)
 		rs_log_merge(log, level);
 	else if (event == SUBXACT_EVENT_ABORT_SUB)
 	{

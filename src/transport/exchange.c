@@ -68,7 +68,7 @@ note_id(const RsFlight *flight, const RsReply *reply)
 	if (id.ms < pg_atomic_read_u64(&rs_shared->began_ms))	/* its clock was set back */
 		pg_atomic_write_u64(&rs_shared->began_ms, id.ms);
 	SpinLockAcquire(&slot->mutex);
-	if (flight->entry >= slot->tracked_from)
+	if (flight->entry >= slot->delay_from)
 	{
 		RsDelayOutcome *outcome = &slot->outcome;
 
@@ -81,22 +81,22 @@ note_id(const RsFlight *flight, const RsReply *reply)
 	SpinLockRelease(&slot->mutex);
 }
 
-/* Notes that a delay message will never be taken. */
+static bool
+is_delay(const RsFlight *flight)
+{
+	return flight->kind == RS_FLIGHT_ENTRY && flight->lane == &rs_shared->delay;
+}
+
+/* Notes that a message of an entry will never be taken. */
 static void
 note_refusal(const RsFlight *flight)
 {
 	RsSlot	   *slot = &rs_shared->slots[rs_lane_entry(flight->lane, flight->entry)->owner];
 
 	SpinLockAcquire(&slot->mutex);
-	if (flight->entry >= slot->tracked_from)
+	if (flight->entry >= (is_delay(flight) ? slot->delay_from : slot->main_from))
 		slot->outcome.refused = true;
 	SpinLockRelease(&slot->mutex);
-}
-
-static bool
-is_delay(const RsFlight *flight)
-{
-	return flight->kind == RS_FLIGHT_ENTRY && flight->lane == &rs_shared->delay;
 }
 
 /* ---- commands ------------------------------------------------------------------- */
@@ -135,9 +135,8 @@ queue_entry(RsLane *lane, RsEntryNumber number, bool empty)
 	if (!empty && rs_link_is_hopeless(lane, number))
 	{
 		rs_link_note_error("gave up on messages that Redis refuses again and again");
-		if (is_delay(&flight))
-			note_refusal(&flight);
-		else
+		note_refusal(&flight);
+		if (!is_delay(&flight))
 			leave_to_delay_message();
 		empty = true;
 	}
@@ -317,9 +316,9 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 		return false;
 	}
 	rs_link_note_error(why.text);
-	if (is_delay(flight))
+	if (flight->kind == RS_FLIGHT_ENTRY)
 		note_refusal(flight);
-	else
+	if (!is_delay(flight))
 		rs_transport_doubt();
 	return true;
 }

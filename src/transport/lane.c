@@ -91,8 +91,8 @@ patience_left(const RsPatience *patience)
 	return end > now ? (long) ((end - now + 999) / 1000) : 0;
 }
 
-static bool
-known_down(void)
+bool
+rs_transport_is_down(void)
 {
 	return pg_atomic_read_u32(&rs_shared->link) == RS_LINK_DOWN;
 }
@@ -101,7 +101,7 @@ known_down(void)
 static RsWaitResult
 may_wait(const RsPatience *patience, long *left)
 {
-	if (known_down())
+	if (rs_transport_is_down())
 		return RS_WAIT_DOWN;
 	*left = patience_left(patience);
 	return *left > 0 ? RS_WAIT_DONE : RS_WAIT_TIMEOUT;
@@ -223,7 +223,7 @@ rs_delay_append(const char *data, size_t length, uint32 commands,
 
 	RsWaitResult result;
 
-	if (known_down())
+	if (rs_transport_is_down())
 		return RS_WAIT_DOWN;
 	result = append(&rs_shared->delay, &freight, patience, entry);
 	if (result == RS_WAIT_DONE)
@@ -247,48 +247,75 @@ put(char *out, const void *data, size_t length)
 	return out + length;
 }
 
-RsWaitResult
-rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
-						 const char *xact_field,
-						 const RsPublishedStream *streams, int nstreams,
-						 const RsXidRange *xids, int nxids, uint64 expected, uint32 largest,
-						 RsPatience *patience, RsEntryNumber *place, bool *taken)
+char *
+rs_publication_encode(const RsPublication *publication, size_t *length)
 {
-	RsPublicationHeader header = {
-		.first = *first,.last = *last,.nstreams = nstreams,.nxids = nxids,
-		.expected = expected,.largest = largest
-	};
-	RsFreight	freight = {.kind = RS_ENTRY_PUBLICATION,.state = RS_ENTRY_OPEN};
-	RsWaitResult result;
+	RsPublicationHeader header;
 	char	   *data;
 	char	   *out;
 
-	strlcpy(header.xact_field, xact_field, sizeof(header.xact_field));
-	freight.length = sizeof(header) + sizeof(RsXidRange) * nxids;
-	for (int i = 0; i < nstreams; i++)
-		freight.length += sizeof(RsPublicationStream) +
-			streams[i].delay_key->length + streams[i].stream_key->length;
-	*taken = false;
-	if (freight.length > rs_lane_entry_limit())
-		return RS_WAIT_DONE;
+	memset(&header, 0, sizeof(header));
+	header.version = RS_PUBLICATION_VERSION;
+	header.first = publication->first;
+	header.last = publication->last;
+	header.nstreams = publication->nstreams;
+	header.nxids = publication->nxids;
+	header.expected = publication->expected;
+	header.largest = publication->largest;
+	strlcpy(header.xact_field, publication->xact_field, sizeof(header.xact_field));
+	*length = sizeof(header) + sizeof(RsXidRange) * publication->nxids;
+	for (int i = 0; i < publication->nstreams; i++)
+		*length += sizeof(RsPublicationStream) +
+			publication->streams[i].delay_key->length + publication->streams[i].stream_key->length;
 
-	data = palloc(freight.length);
+	data = palloc_extended(*length, MCXT_ALLOC_HUGE);
 	out = put(data, &header, sizeof(header));
-	for (int i = 0; i < nstreams; i++)
+	for (int i = 0; i < publication->nstreams; i++)
 	{
-		const RsPublishedStream *stream = &streams[i];
+		const RsPublishedStream *stream = &publication->streams[i];
 		RsPublicationStream lengths = {stream->delay_key->length, stream->stream_key->length};
 
 		out = put(out, &lengths, sizeof(lengths));
 		out = put(out, stream->delay_key->text, stream->delay_key->length);
 		out = put(out, stream->stream_key->text, stream->stream_key->length);
 	}
-	(void) put(out, xids, sizeof(RsXidRange) * nxids);
-	freight.data = data;
-	result = append(&rs_shared->main, &freight, patience, place);
-	*taken = result == RS_WAIT_DONE;
-	pfree(data);
-	return result;
+	(void) put(out, publication->xids, sizeof(RsXidRange) * publication->nxids);
+	return data;
+}
+
+bool
+rs_publication_is_valid(const char *data, size_t length)
+{
+	RsPublicationHeader header;
+	size_t		expected = sizeof(header);
+
+	if (length < sizeof(header))
+		return false;
+	memcpy(&header, data, sizeof(header));
+	if (header.version != RS_PUBLICATION_VERSION ||
+		memchr(header.xact_field, '\0', sizeof(header.xact_field)) == NULL)
+		return false;
+	for (uint32 i = 0; i < header.nstreams; i++)
+	{
+		RsPublicationStream lengths;
+
+		if (length < expected + sizeof(lengths))
+			return false;
+		memcpy(&lengths, data + expected, sizeof(lengths));
+		if (lengths.delay_key_length >= RS_KEY_SIZE || lengths.stream_key_length >= RS_KEY_SIZE)
+			return false;
+		expected += sizeof(lengths) + lengths.delay_key_length + lengths.stream_key_length;
+	}
+	return length == expected + sizeof(RsXidRange) * header.nxids;
+}
+
+RsWaitResult
+rs_main_take_publication(const char *data, size_t length, RsPatience *patience,
+						 RsEntryNumber *place)
+{
+	RsFreight	freight = {data, length, 0, RS_ENTRY_PUBLICATION, RS_ENTRY_OPEN};
+
+	return append(&rs_shared->main, &freight, patience, place);
 }
 
 void
@@ -306,6 +333,26 @@ void
 rs_main_resolved(void)
 {
 	wake_sender(RS_ATTENTION_SOON);
+}
+
+static bool
+wait_for_tail(RsLane *lane, RsEntryNumber number, uint64 end)
+{
+	uint64		now;
+
+	ConditionVariablePrepareToSleep(&lane->space);
+	while (pg_atomic_read_u64(&lane->tail) < number && (now = rs_now()) < end)
+		(void) ConditionVariableTimedSleep(&lane->space, (end - now + 999) / 1000, PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+	return pg_atomic_read_u64(&lane->tail) >= number;
+}
+
+bool
+rs_lanes_wait(RsEntryNumber delay, RsEntryNumber main, int timeout_ms)
+{
+	uint64		end = rs_now() + (uint64) timeout_ms * 1000;
+
+	return wait_for_tail(&rs_shared->delay, delay, end) && wait_for_tail(&rs_shared->main, main, end);
 }
 
 RsEntryNumber
@@ -357,10 +404,12 @@ void
 rs_delay_track(void)
 {
 	RsSlot	   *slot = my_slot();
-	RsEntryNumber head = pg_atomic_read_u64(&rs_shared->delay.head);
+	RsEntryNumber delay_head = pg_atomic_read_u64(&rs_shared->delay.head);
+	RsEntryNumber main_head = pg_atomic_read_u64(&rs_shared->main.head);
 
 	SpinLockAcquire(&slot->mutex);
-	slot->tracked_from = head;
+	slot->delay_from = delay_head;
+	slot->main_from = main_head;
 	memset(&slot->outcome, 0, sizeof(slot->outcome));
 	SpinLockRelease(&slot->mutex);
 }

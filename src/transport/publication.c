@@ -95,7 +95,7 @@ begin_stream(int stream)
 		read->next.seq = 0;		/* of the same millisecond: another stream counts for itself */
 }
 
-/* The reverse of rs_main_take_publication(). */
+/* The reverse of rs_publication_encode(). */
 static void
 decode(const char *in)
 {

@@ -14,6 +14,7 @@
 #include "processes.h"
 #include "progress.h"
 #include "settings.h"
+#include "spool/spool.h"
 #include "stats.h"
 #include "transport/shared.h"
 
@@ -40,6 +41,7 @@ request_shmem(void)
 	RequestAddinShmemSpace(shared_size());
 	RequestAddinShmemSpace(rs_stats_shmem_size());
 	RequestAddinShmemSpace(rs_processes_shmem_size());
+	RequestAddinShmemSpace(rs_spool_shmem_size());
 	RequestAddinShmemSpace(rs_progress_shmem_size());
 }
 
@@ -109,6 +111,7 @@ startup_shmem(void)
 		init_shared();
 	rs_stats_shmem_init();
 	rs_processes_shmem_init();
+	rs_spool_shmem_init();
 	rs_progress_shmem_init();
 	LWLockRelease(AddinShmemInitLock);
 }

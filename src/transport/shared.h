@@ -88,7 +88,8 @@ typedef struct RsSlot
 	pg_atomic_uint64 awaited;	/* entry of the delay lane it sleeps for, plus 1; 0: none */
 	pg_atomic_uint32 busy;
 	slock_t		mutex;			/* guards what follows */
-	RsEntryNumber tracked_from;
+	RsEntryNumber delay_from;	/* the outcome is that of these entries on */
+	RsEntryNumber main_from;
 	RsDelayOutcome outcome;
 } RsSlot;
 
@@ -121,8 +122,11 @@ extern RsShared *rs_shared;
 
 /* ---- a publication's bytes in the main lane ------------------------------- */
 
+#define RS_PUBLICATION_VERSION 1
+
 typedef struct RsPublicationHeader
 {
+	uint32		version;		/* of what is in it; some are kept in tables */
 	RsStreamId	first;
 	RsStreamId	last;
 	char		xact_field[64];

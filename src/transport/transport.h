@@ -30,10 +30,10 @@ typedef struct RsPatience
 	uint64		started;		/* monotonic microseconds */
 } RsPatience;
 
-/* What Redis answered to delay messages. */
+/* What Redis answered to what a process has appended. */
 typedef struct RsDelayOutcome
 {
-	bool		refused;		/* one of them, for good */
+	bool		refused;		/* a message of either lane, for good */
 	bool		any;			/* taken: first and last are the range of their ids */
 	RsStreamId	first;
 	RsStreamId	last;
@@ -90,8 +90,8 @@ extern RsWaitResult rs_delay_append(const char *data, size_t length, uint32 comm
 extern RsWaitResult rs_delay_wait(RsEntryNumber entry, RsPatience *patience);
 
 /*
- * What Redis has answered so far to the delay messages that this process
- * appended since rs_delay_track().
+ * What Redis has answered so far to the messages that this process
+ * appended since rs_delay_track(); ids are those of delay messages.
  */
 extern void rs_delay_track(void);
 extern void rs_delay_outcome(RsDelayOutcome *outcome);
@@ -104,19 +104,31 @@ extern RsWaitResult rs_main_take(const char *data, size_t length, uint32 command
 								 RsPatience *patience, RsEntryNumber *place);
 
 /*
- * The same for a transaction whose messages the sender is to copy from the
- * delay streams: those with an id in [first, last] and, in "xact_field", one
- * of the transaction ids in the sorted ranges.  There should be as many as "expected";
- * "largest" is the size of the greatest payload.  A publication that is larger than an entry may be takes no
- * place, and returns false in "taken".
+ * What announces a transaction whose messages the sender is to copy from the
+ * delay streams.
  */
-extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsStreamId *last,
-											 const char *xact_field,
-											 const RsPublishedStream *streams, int nstreams,
-											 const RsXidRange *xids, int nxids,
-											 uint64 expected, uint32 largest,
-											 RsPatience *patience,
-											 RsEntryNumber *place, bool *taken);
+typedef struct RsPublication
+{
+	RsStreamId	first;			/* those with an id between these, ... */
+	RsStreamId	last;
+	const char *xact_field;		/* ... and in this field ... */
+	const RsXidRange *xids;		/* ... one of these transaction ids, sorted */
+	int			nxids;
+	const RsPublishedStream *streams;
+	int			nstreams;
+	uint64		expected;		/* so many there should be; 0: not known */
+	uint32		largest;		/* payload */
+} RsPublication;
+
+/* The publication as bytes, palloced, for a place or for the spool. */
+extern char *rs_publication_encode(const RsPublication *publication, size_t *length);
+
+/* Are these bytes that rs_publication_encode() of this library has made? */
+extern bool rs_publication_is_valid(const char *data, size_t length);
+
+/* Takes a place for an encoded publication, of rs_lane_entry_limit() bytes at most, as rs_main_take() does. */
+extern RsWaitResult rs_main_take_publication(const char *data, size_t length,
+											 RsPatience *patience, RsEntryNumber *place);
 
 /*
  * Says how the transaction of a place ended.  One atomic exchange: does not
@@ -125,6 +137,10 @@ extern RsWaitResult rs_main_take_publication(const RsStreamId *first, const RsSt
  */
 extern void rs_main_resolve(RsEntryNumber place, bool committed);
 extern void rs_main_resolved(void);
+
+/* Waits until each lane is done with all entries before that one, for timeout_ms at most; false if one is not.  Throws on cancel
+ * and termination only. */
+extern bool rs_lanes_wait(RsEntryNumber delay, RsEntryNumber main, int timeout_ms);
 
 /*
  * What is known of main messages, for redstream.repeat = unconfirmed.  Once the main
@@ -150,6 +166,9 @@ extern uint64 rs_transport_first_xid(void);
  * transaction now.  It has rolled back, or its commit was asynchronous and is lost.
  */
 extern bool rs_transport_is_forgotten(uint64 xid, uint64 written_ms);
+
+/* Does the sender know that Redis is away? */
+extern bool rs_transport_is_down(void);
 
 /* Counts the times that another Redis was met, which may not have what the one before had. */
 extern uint64 rs_transport_redis(void);

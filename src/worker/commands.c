@@ -28,6 +28,7 @@
 #include "utils/acl.h"
 #include "utils/syscache.h"
 
+#include "spool/spool.h"
 #include "worker/registry.h"
 #include "worker/worker.h"
 
@@ -198,13 +199,19 @@ on_utility(PlannedStmt *statement, const char *text, bool read_only_tree,
 		   ProcessUtilityContext context, ParamListInfo parameters,
 		   QueryEnvironment *environment, DestReceiver *destination, QueryCompletion *completion)
 {
-	before_command(statement->utilityStmt);
+	Node	   *command = statement->utilityStmt;
+	bool		ends_prepared = IsA(command, TransactionStmt) &&
+		((TransactionStmt *) command)->kind == TRANS_STMT_COMMIT_PREPARED;
+
+	before_command(command);
 	if (previous_utility)
 		previous_utility(statement, text, read_only_tree, context, parameters, environment,
 						 destination, completion);
 	else
 		standard_ProcessUtility(statement, text, read_only_tree, context, parameters, environment,
 								destination, completion);
+	if (ends_prepared)
+		rs_spool_wish();		/* its messages are there */
 }
 
 static void

@@ -183,7 +183,7 @@ rest(Database *database)
 static void
 note_trouble(const Database *database, RsProcessState state, const char *error)
 {
-	for (RsProcessKind kind = RS_PROCESS_DELAYER; kind <= RS_PROCESS_TRIMMER; kind++)
+	for (RsProcessKind kind = RS_PROCESS_SPOOLER; kind <= RS_PROCESS_TRIMMER; kind++)
 	{
 		rs_process_note_error(database->oid, kind, error);
 		rs_process_set(database->oid, kind, 0, state);

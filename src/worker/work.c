@@ -146,6 +146,11 @@ rs_work_report_begin(RsWorkStream *stream, RsJob job)
 void
 rs_work_report_error(RsWorkStream *stream, RsJob job, const char *error)
 {
+	static const char *const names[] = {
+		[RS_JOB_SPOOLER] = "spooler",
+		[RS_JOB_DELAYER] = "delayer",
+		[RS_JOB_TRIMMER] = "trimmer"
+	};
 	const char *last = stream->last_errors[job];
 	RsJobReport *report = &stream->reports[job];
 
@@ -154,8 +159,7 @@ rs_work_report_error(RsWorkStream *stream, RsJob job, const char *error)
 	report->error = MemoryContextStrdup(stream->context, error);
 	if (last == NULL || strcmp(last, error) != 0)
 		ereport(LOG,
-				(errmsg("redstream %s: stream %s: %s",
-						job == RS_JOB_DELAYER ? "delayer" : "trimmer", stream->name, error)));
+				(errmsg("redstream %s: stream %s: %s", names[job], stream->name, error)));
 }
 
 /* ---- transactions ------------------------------------------------------------------- */
@@ -223,6 +227,14 @@ add_stream(RsWork *work, const char *name)
 	return stream;
 }
 
+RsWorkStream *
+rs_work_stream(RsWork *work, const char *name)
+{
+	RsWorkStream *stream = find_stream(work, name);
+
+	return stream != NULL ? stream : add_stream(work, name);
+}
+
 bool
 rs_work_refresh(RsWork *work)
 {
@@ -243,10 +255,8 @@ rs_work_refresh(RsWork *work)
 	foreach(cell, rs_capture_streams(capture))
 	{
 		RsAttachedStream *attached = lfirst(cell);
-		RsWorkStream *stream = find_stream(work, attached->name);
+		RsWorkStream *stream = rs_work_stream(work, attached->name);
 
-		if (stream == NULL)
-			stream = add_stream(work, attached->name);
 		stream->delay_ms = milliseconds(attached->delay);
 		stream->expiry_ms = milliseconds(attached->expiry);
 	}
@@ -275,8 +285,8 @@ rs_work_know(RsWork *work, RsError *error)
 		const char *name = reply.tree->element[i]->str;
 		RsError		ignored;
 
-		if (rs_redis_stream_name_check(name, &ignored) && find_stream(work, name) == NULL)
-			(void) add_stream(work, name);
+		if (rs_redis_stream_name_check(name, &ignored))
+			(void) rs_work_stream(work, name);
 	}
 	work->known_at = rs_now();
 	return true;

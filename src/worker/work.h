@@ -15,11 +15,12 @@
 
 typedef enum RsJob
 {
+	RS_JOB_SPOOLER,
 	RS_JOB_DELAYER,
 	RS_JOB_TRIMMER
 } RsJob;
 
-#define RS_JOBS 2
+#define RS_JOBS 3
 
 /* The jobs keep what they remember of a stream in its context. */
 typedef struct RsWorkStream
@@ -29,6 +30,9 @@ typedef struct RsWorkStream
 	int64		delay_ms;		/* -1: redstream.delay */
 	int64		expiry_ms;		/* -1: none */
 	struct RsDelayState *delay; /* delayer.c's; NULL: nothing remembered */
+	int			refusals;		/* spooler.c's: in a row, of spooled messages */
+	uint64		refused_until;	/* they are left alone for so long; 0: they are not */
+	int			listed;			/* the connection on which Redis was told of the stream; 0: none */
 	RsJobReport reports[RS_JOBS];	/* of the last step that looked at the stream */
 	char	   *last_errors[RS_JOBS];	/* of the step before */
 } RsWorkStream;
@@ -56,6 +60,7 @@ typedef struct RsWork
 								 * are out of the main lane; chunk.c's */
 	uint64		stuck_since;	/* when the lane was first waited for in vain; 0: it was not */
 	struct RsConfirmation *confirmation;	/* verdict.c's; NULL: none so far */
+	struct RsSpooler *spooler;	/* spooler.c's; NULL: nothing remembered */
 } RsWork;
 
 /* ---- work.c ----------------------------------------------------------------------- */
@@ -85,6 +90,9 @@ extern bool rs_work_know(RsWork *work, RsError *error);
  */
 extern bool rs_work_refresh(RsWork *work);
 
+/* The stream of this name, which is added if it is not in the list. */
+extern RsWorkStream *rs_work_stream(RsWork *work, const char *name);
+
 /* A step looks at the stream: empties its report of the job. */
 extern RsJobReport *rs_work_report_begin(RsWorkStream *stream, RsJob job);
 /* Something went wrong with the stream: puts it into the report, and into the log unless the step
@@ -104,10 +112,12 @@ extern bool rs_work_ask(RsWork *work, int count, const char *const *words, RsRep
  * stream is in its report.  False and an error when the connection was lost: then it is
  * closed, and nothing is lost by that.
  */
+extern bool rs_spooler_step(RsWork *work, RsError *error);
 extern bool rs_delayer_step(RsWork *work, RsError *error);
 extern bool rs_trimmer_step(RsWork *work, RsError *error);
 
 /* When the next step is due, in monotonic microseconds; 0: now. */
+extern uint64 rs_spooler_due(const RsWork *work);
 extern uint64 rs_delayer_due(const RsWork *work);
 extern uint64 rs_trimmer_due(const RsWork *work);
 

@@ -1,13 +1,13 @@
 /*
  * worker.c
- *	  The background worker of a database: the process and its loop, in which the two jobs,
- *	  delayer and trimmer, take their turns.
+ *	  The background worker of a database: the process and its loop, in which the jobs,
+ *	  spooler, delayer and trimmer, take their turns.
  *
  * It begins by finding out whether the database has the extension, and ends without a word
  * when it does not (any more).  A tick reads the list of streams in a transaction, and then
  * does what is due; no transaction is open while Redis is waited for.
  *
- * That Redis cannot be asked is written to the lines of both jobs, and tried again every second.  An
+ * That Redis cannot be asked is written to the lines of all jobs, and tried again every second.  An
  * ERROR is written there too and ends the process; the launcher starts another one.
  */
 #include "postgres.h"
@@ -24,6 +24,7 @@
 
 #include "processes.h"
 #include "settings.h"
+#include "spool/spool.h"
 #include "worker/registry.h"
 #include "worker/work.h"
 
@@ -40,6 +41,7 @@ typedef struct Job
 } Job;
 
 static const Job jobs[] = {
+	{RS_JOB_SPOOLER, RS_PROCESS_SPOOLER, rs_spooler_step, rs_spooler_due},
 	{RS_JOB_DELAYER, RS_PROCESS_DELAYER, rs_delayer_step, rs_delayer_due},
 	{RS_JOB_TRIMMER, RS_PROCESS_TRIMMER, rs_trimmer_step, rs_trimmer_due}
 };
@@ -53,7 +55,7 @@ static bool failed;				/* an ERROR ends the process */
 static bool disconnected;		/* this was logged */
 static uint64 retry_at;			/* when Redis may be asked again */
 
-/* ---- the two lines of redstream.workers --------------------------------------------- */
+/* ---- the lines of redstream.workers --------------------------------------------- */
 
 static void
 set_lines(int pid, RsProcessState state)
@@ -62,7 +64,7 @@ set_lines(int pid, RsProcessState state)
 		rs_process_set(database, jobs[i].kind, pid, state);
 }
 
-/* Ends the tick of a job, or of both. */
+/* Ends the tick of a job, or of all. */
 static void
 end_tick(const Job *job, const char *error)
 {
@@ -285,7 +287,8 @@ override_settings(void)
 	static const char *const settings[][2] = {
 		{"application_name", "redstream worker"},
 		{"default_transaction_isolation", "read committed"},
-		{"search_path", "pg_catalog"},
+	{"search_path", "pg_catalog"},
+		{"synchronous_commit", "on"},	/* what is deleted from the spool must not come back */
 		{"lock_timeout", "3s"}	/* nothing here is worth queueing behind a DDL command */
 	};
 
@@ -312,6 +315,7 @@ appear(void)
 	override_settings();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	before_shmem_exit(disappear, 0);
+	rs_spool_serve();
 	work = rs_work_create(TopMemoryContext, wait_for_redis, true);
 	tick_context = AllocSetContextCreate(work->context, "redstream tick", ALLOCSET_DEFAULT_SIZES);
 }

@@ -1,8 +1,8 @@
 /*
  * worker.h
  *	  The door of src/worker: the background side of redstream.  A launcher finds the databases
- *	  that have the extension and starts a worker for each; a worker runs two
- *	  jobs, the delayer and the trimmer, over the streams of its database.
+ *	  that have the extension and starts a worker for each; a worker runs three
+ *	  jobs, the spooler, the delayer and the trimmer, over the streams of its database.
  */
 #ifndef RS_WORKER_H
 #define RS_WORKER_H

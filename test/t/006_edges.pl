@@ -38,13 +38,14 @@ sub arrived
 
 # ---- two-phase commit ---------------------------------------------------------------
 
-# Its delay messages are there before PREPARE is over.  What becomes of them is the delayer's (042_delayer.pl).
-is($session->query(q{BEGIN; INSERT INTO item VALUES (1); PREPARE TRANSACTION 'p1'}), '',
-	'a transaction with changes is prepared');
-is_deeply([ $redis->payloads('redstream:stream:item.delay') ], ['{"id":1}'],
-	'its delay message is written');
-is($session->query(q{COMMIT PREPARED 'p1'; DELETE FROM item}), '', 'and it is committed');
-is(arrived('item'), '{"id":1}', 'the next change is announced; the first has only its delay message');
+# Its messages go by the spool (091_spool_prepared.pl).
+is($session->query(q{BEGIN; INSERT INTO item VALUES (1); PREPARE TRANSACTION 'p1'; COMMIT PREPARED 'p1'}), '',
+	'a transaction with changes is prepared and committed');
+wait_until('its message', sub { $redis->command('EXISTS', 'redstream:stream:item') });
+wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 });
+is(arrived('item'), '{"id":1}', 'and announced');
+$session->query('DELETE FROM item');
+is(arrived('item'), '{"id":1}', 'so is the next change');
 is($session->query(q{
 	BEGIN; INSERT INTO plain VALUES (1); PREPARE TRANSACTION 'p2'; COMMIT PREPARED 'p2';
 	BEGIN; INSERT INTO plain VALUES (2); PREPARE TRANSACTION 'p3'; ROLLBACK PREPARED 'p3';}), '',

@@ -268,10 +268,11 @@ sub settle
 {
 	my ($self) = @_;
 
-	wait_until('empty lanes', sub {
+	wait_until('empty lanes and an empty spool', sub {
 		my $stats = stats($self->{node});
-		return $stats->{connected} && $stats->{main_bytes} == 0 && $stats->{delay_bytes} == 0;
-	});
+		return $stats->{connected} && $stats->{spool_rows} == 0 &&
+		  $stats->{main_bytes} == 0 && $stats->{delay_bytes} == 0;
+	}, 60);
 	return;
 }
 

@@ -1,0 +1,400 @@
+/*
+ * book.c
+ *	  The states of the buckets, in shared memory, and who is about to add rows.
+ *
+ * A line is one database's.  Its state is one word: a bit for each bucket that is ON, and one more while it is CLOSING.  A process is
+ * joined while its entry says since which position of WAL.  There are no locks; src/README.md says why the order of the steps
+ * is enough, and each barrier here which two steps it keeps apart.
+ */
+#include "postgres.h"
+
+#include "access/xlog.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "port/atomics.h"
+#include "port/pg_bitutils.h"
+#include "storage/condition_variable.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+
+#include "clock.h"
+#include "spool/table.h"
+
+#define LINES 256				/* databases */
+#define NOBODY PG_UINT32_MAX
+#define JOINING 1				/* joined since a position that is not known yet: any */
+#define POLL_INTERVAL 1			/* milliseconds */
+
+#define CLOSING(buckets) ((uint64) (buckets) << RS_BUCKETS)
+#define ON(buckets) ((uint64) (buckets))
+
+typedef struct RsSpoolLine
+{
+	pg_atomic_uint32 database;	/* 0: a line that is not used; set once */
+	pg_atomic_uint32 worker;	/* process number of who delivers, or NOBODY */
+	pg_atomic_uint64 state;
+	pg_atomic_uint64 wishes;
+	pg_atomic_uint64 news;
+	ConditionVariable closed;	/* CLOSING is over */
+} RsSpoolLine;
+
+typedef struct RsSpoolJoin
+{
+	pg_atomic_uint32 database;
+	pg_atomic_uint64 since;		/* position of WAL; 0: not joined */
+} RsSpoolJoin;
+
+typedef struct RsSpoolBook
+{
+	RsSpoolLine lines[LINES];
+	RsSpoolJoin joins[FLEXIBLE_ARRAY_MEMBER];	/* by process number */
+} RsSpoolBook;
+
+static RsSpoolBook *book;
+static RsBuckets looked;		/* buckets in whose rows this process has looked */
+
+size_t
+rs_spool_shmem_size(void)
+{
+	return add_size(offsetof(RsSpoolBook, joins), mul_size(sizeof(RsSpoolJoin), MaxBackends));
+}
+
+void
+rs_spool_shmem_init(void)
+{
+	bool		found;
+
+	book = ShmemInitStruct("redstream spool", rs_spool_shmem_size(), &found);
+	if (found)
+		return;
+	for (int i = 0; i < LINES; i++)
+	{
+		pg_atomic_init_u32(&book->lines[i].database, InvalidOid);
+		pg_atomic_init_u32(&book->lines[i].worker, NOBODY);
+		pg_atomic_init_u64(&book->lines[i].state, 0);
+		pg_atomic_init_u64(&book->lines[i].wishes, 0);
+		pg_atomic_init_u64(&book->lines[i].news, 0);
+		ConditionVariableInit(&book->lines[i].closed);
+	}
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		pg_atomic_init_u32(&book->joins[i].database, InvalidOid);
+		pg_atomic_init_u64(&book->joins[i].since, 0);
+	}
+}
+
+/* The line of this database; NULL when there is no room for another one. */
+static RsSpoolLine *
+my_line(void)
+{
+	static RsSpoolLine *line = NULL;
+
+	for (int i = 0; line == NULL && i < LINES; i++)
+	{
+		uint32		database = InvalidOid;
+
+		if (pg_atomic_compare_exchange_u32(&book->lines[i].database, &database, MyDatabaseId) ||
+			database == MyDatabaseId)
+			line = &book->lines[i];
+	}
+	return line;
+}
+
+static RsSpoolJoin *
+my_join(void)
+{
+	return &book->joins[MyProc->pgprocno];
+}
+
+RsBuckets
+rs_spool_bucket(const char *ns, const char *stream)
+{
+	uint32		hash = hash_combine(hash_bytes((const unsigned char *) ns, strlen(ns)),
+									hash_bytes((const unsigned char *) stream, strlen(stream)));
+
+	return (RsBuckets) 1 << (hash % RS_BUCKETS);
+}
+
+int16
+rs_spool_bucket_number(RsBuckets bucket)
+{
+	return pg_rightmost_one_pos32(bucket);
+}
+
+/* ---- transactions ----------------------------------------------------------------------- */
+
+static uint64
+state_of(RsSpoolLine *line)
+{
+	/* a database without a line spools always */
+	return line != NULL ? pg_atomic_read_u64(&line->state) : ON(PG_UINT32_MAX);
+}
+
+static void
+join(void)
+{
+	pg_atomic_write_u32(&my_join()->database, MyDatabaseId);
+	pg_write_barrier();
+	pg_atomic_write_u64(&my_join()->since, JOINING);
+	pg_memory_barrier();		/* joined, then the position: rs_spool_horizon() reads them the other way round */
+	pg_atomic_write_u64(&my_join()->since, GetXLogInsertRecPtr());
+	pg_memory_barrier();		/* joined, then the look at the state */
+}
+
+static void
+leave(void)
+{
+	pg_memory_barrier();		/* what was done, then it is over */
+	pg_atomic_write_u64(&my_join()->since, 0);
+}
+
+/* Rows that were there before this life of the server turn their bucket ON. */
+static void
+look(RsBuckets buckets)
+{
+	RsSpoolLine *line = my_line();
+
+	for (int i = 0; i < RS_BUCKETS; i++)
+	{
+		RsBuckets	bucket = (RsBuckets) 1 << i;
+
+		if ((buckets & bucket) == 0)
+			continue;
+		if (line != NULL && rs_spool_has_rows(bucket))
+			pg_atomic_fetch_or_u64(&line->state, ON(bucket));
+		looked |= bucket;
+	}
+}
+
+bool
+rs_spool_is_on(RsBuckets buckets)
+{
+	if ((buckets & ~looked) != 0)
+		look(buckets & ~looked);
+	return (state_of(my_line()) & ON(buckets)) != 0;
+}
+
+/* Waits until none of the buckets is CLOSING.  False when that takes too long. */
+static bool
+await_close(RsSpoolLine *line, RsBuckets buckets, int timeout_ms)
+{
+	uint64		end = rs_now() + (uint64) timeout_ms * 1000;
+	uint64		now;
+
+	ConditionVariablePrepareToSleep(&line->closed);
+	while ((state_of(line) & CLOSING(buckets)) != 0 && (now = rs_now()) < end)
+		(void) ConditionVariableTimedSleep(&line->closed, (end - now + 999) / 1000, PG_WAIT_EXTENSION);
+	ConditionVariableCancelSleep();
+	return (state_of(line) & CLOSING(buckets)) == 0;
+}
+
+bool
+rs_spool_join(RsBuckets buckets, int timeout_ms)
+{
+	while (rs_spool_is_on(buckets))
+	{
+		RsSpoolLine *line = my_line();
+		uint64		state;
+
+		join();
+		state = state_of(line);
+		if ((state & ON(buckets)) != 0 && (state & CLOSING(buckets)) == 0)
+			return true;
+		leave();
+		if ((state & CLOSING(buckets)) != 0 && !await_close(line, buckets, timeout_ms))
+		{
+			rs_spool_begin(buckets);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* CLOSING goes, so that the worker's rs_spool_close_end() fails. */
+static void
+turn_on(RsSpoolLine *line, RsBuckets buckets)
+{
+	uint64		state = pg_atomic_read_u64(&line->state);
+
+	while (!pg_atomic_compare_exchange_u64(&line->state, &state,
+										   (state | ON(buckets)) & ~CLOSING(buckets)))
+		;
+	if ((state & CLOSING(buckets)) != 0)
+		ConditionVariableBroadcast(&line->closed);
+}
+
+void
+rs_spool_begin(RsBuckets buckets)
+{
+	join();
+	if (my_line() != NULL)
+		turn_on(my_line(), buckets);
+}
+
+static void
+wake_worker(RsSpoolLine *line)
+{
+	uint32		worker = pg_atomic_read_u32(&line->worker);
+
+	if (worker != NOBODY)
+		SetLatch(&ProcGlobal->allProcs[worker].procLatch);
+}
+
+void
+rs_spool_leave(bool wake)
+{
+	RsSpoolLine *line = my_line();
+
+	leave();
+	if (line == NULL)
+		return;
+	pg_atomic_fetch_add_u64(&line->news, 1);
+	if (wake)
+		wake_worker(line);
+}
+
+void
+rs_spool_wish(void)
+{
+	RsSpoolLine *line = book != NULL ? my_line() : NULL;
+
+	if (line == NULL)
+		return;
+	pg_atomic_fetch_add_u64(&line->wishes, 1);
+	wake_worker(line);
+}
+
+/* ---- the worker --------------------------------------------------------------------------- */
+
+static void
+stop_serving(int code, Datum argument)
+{
+	RsSpoolLine *line = my_line();
+
+	pg_atomic_write_u32(&line->worker, NOBODY);
+	pg_atomic_fetch_and_u64(&line->state, ~CLOSING(PG_UINT32_MAX));
+	ConditionVariableBroadcast(&line->closed);
+}
+
+void
+rs_spool_serve(void)
+{
+	RsSpoolLine *line = my_line();
+
+	if (line == NULL)
+		return;
+	pg_atomic_write_u32(&line->worker, MyProc->pgprocno);
+	before_shmem_exit(stop_serving, 0);
+}
+
+uint64
+rs_spool_wishes(void)
+{
+	return my_line() != NULL ? pg_atomic_read_u64(&my_line()->wishes) : 0;
+}
+
+uint64
+rs_spool_news(void)
+{
+	return my_line() != NULL ? pg_atomic_read_u64(&my_line()->news) : 0;
+}
+
+RsBuckets
+rs_spool_buckets(void)
+{
+	return (RsBuckets) state_of(my_line());
+}
+
+void
+rs_spool_found(RsBuckets bucket)
+{
+	if (my_line() != NULL)
+		pg_atomic_fetch_or_u64(&my_line()->state, ON(bucket));
+}
+
+void
+rs_spool_close_begin(RsBuckets bucket)
+{
+	if (my_line() != NULL)
+		pg_atomic_fetch_or_u64(&my_line()->state, CLOSING(bucket));
+	pg_memory_barrier();		/* CLOSING, then the look at who is joined */
+}
+
+bool
+rs_spool_close_end(RsBuckets bucket)
+{
+	RsSpoolLine *line = my_line();
+	uint64		state = state_of(line);
+	bool		closing;
+
+	if (line == NULL)
+		return false;
+	do
+		closing = (state & CLOSING(bucket)) != 0;
+	while (closing && !pg_atomic_compare_exchange_u64(&line->state, &state,
+													  state & ~(CLOSING(bucket) | ON(bucket))));
+	ConditionVariableBroadcast(&line->closed);
+	return closing;
+}
+
+void
+rs_spool_close_abandon(RsBuckets bucket)
+{
+	RsSpoolLine *line = my_line();
+
+	if (line == NULL)
+		return;
+	pg_atomic_fetch_and_u64(&line->state, ~CLOSING(bucket));
+	ConditionVariableBroadcast(&line->closed);
+}
+
+/* Since when the process is joined to this database; 0: it is not. */
+static uint64
+joined_since(int process)
+{
+	RsSpoolJoin *entry = &book->joins[process];
+	uint64		since = pg_atomic_read_u64(&entry->since);
+
+	pg_read_barrier();
+	return since != 0 && pg_atomic_read_u32(&entry->database) == MyDatabaseId ? since : 0;
+}
+
+bool
+rs_spool_await_leaving(int timeout_ms)
+{
+	uint64		end = rs_now() + (uint64) timeout_ms * 1000;
+
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		uint64		since = joined_since(i);
+
+		/* One that has left and joined again has seen the state since. */
+		while (since != 0 && joined_since(i) == since)
+		{
+			if (rs_now() >= end)
+				return false;
+			(void) WaitLatch(MyLatch, WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, POLL_INTERVAL, PG_WAIT_EXTENSION);
+			CHECK_FOR_INTERRUPTS();
+		}
+	}
+	return true;
+}
+
+XLogRecPtr
+rs_spool_horizon(void)
+{
+	XLogRecPtr	horizon = GetXLogInsertRecPtr();
+
+	pg_memory_barrier();		/* the position, then who is joined */
+	for (int i = 0; i < MaxBackends; i++)
+	{
+		uint64		since = joined_since(i);
+
+		if (since != 0)
+			horizon = Min(horizon, since);
+	}
+	return horizon;
+}

@@ -1,0 +1,195 @@
+/*
+ * fetch.c
+ *	  Rows of redstream.spool, to the worker that delivers them.
+ *
+ * The index gives them in their order from a position on, so that rows that are deleted, and that an old snapshot keeps, are
+ * not passed again.  Several transactions can have rows at the same position: those of the batch before are
+ * told by their place in the table.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/skey.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "executor/executor.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/snapmgr.h"
+#include "utils/xid8.h"
+
+#include "spool/table.h"
+
+#define ROWS_MAX 1000
+#define BYTES_MAX (128 * 1024)	/* of payload, with what a command has around it */
+#define BYTES_AROUND 128
+#define LOOKS_MAX 10000			/* rows, those that are left out included */
+
+RsSpoolBatch *
+rs_spool_batch_create(MemoryContext parent)
+{
+	RsSpoolBatch *batch = MemoryContextAllocZero(parent, sizeof(RsSpoolBatch));
+
+	batch->context = AllocSetContextCreate(parent, "redstream spool batch", ALLOCSET_DEFAULT_SIZES);
+	return batch;
+}
+
+static bool
+is_in(const RsSpoolBatch *batch, const TupleTableSlot *slot, XLogRecPtr position)
+{
+	for (int i = batch != NULL ? batch->nrows : 0; i > 0; i--)
+	{
+		RsSpooled  *spooled = &batch->rows[i - 1];
+
+		if (spooled->row.position < position)
+			break;
+		if (ItemPointerEquals(&spooled->tid, (ItemPointer) &slot->tts_tid))
+			return true;
+	}
+	return false;
+}
+
+static Datum
+column(TupleTableSlot *slot, int number, bool *is_null)
+{
+	return slot_getattr(slot, number, is_null);
+}
+
+static const char *
+utf8_of(Datum value)
+{
+	char	   *string = TextDatumGetCString(value);
+
+	return pg_server_to_any(string, strlen(string), PG_UTF8);
+}
+
+static XLogRecPtr
+position_of(TupleTableSlot *slot)
+{
+	bool		is_null;
+
+	return DatumGetLSN(column(slot, RS_SPOOL_POSITION, &is_null));
+}
+
+static uint64
+xact_of(TupleTableSlot *slot)
+{
+	bool		is_null;
+
+	return U64FromFullTransactionId(DatumGetFullTransactionId(column(slot, RS_SPOOL_XACT, &is_null)));
+}
+
+/* What publishes a large transaction is a batch of its own. */
+static bool
+is_publication(TupleTableSlot *slot)
+{
+	bool		is_null;
+
+	(void) column(slot, RS_SPOOL_PUBLICATION, &is_null);
+	return !is_null;
+}
+
+/* Adds the row, unless its stream is to be left out; returns the bytes it has. */
+static size_t
+take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argument)
+{
+	RsSpooled  *spooled = &batch->rows[batch->nrows];
+	RsSpoolRow *row = &spooled->row;
+	bool		is_null;
+	Datum		data;
+	bytea	   *bytes;
+
+	row->position = batch->last = position_of(slot);
+	row->xact = xact_of(slot);
+	row->ns = utf8_of(column(slot, RS_SPOOL_NAMESPACE, &is_null));
+	row->stream = utf8_of(column(slot, RS_SPOOL_STREAM, &is_null));
+	if (leave(argument, row->ns, row->stream))
+	{
+		if (batch->first_left == 0)
+			batch->first_left = row->position;
+		return 0;
+	}
+	data = column(slot, RS_SPOOL_PAYLOAD, &is_null);
+	row->publication = is_null;
+	if (is_null)
+		data = column(slot, RS_SPOOL_PUBLICATION, &is_null);
+	bytes = PG_DETOAST_DATUM_COPY(data);
+	row->data = VARDATA(bytes);
+	row->length = VARSIZE(bytes) - VARHDRSZ;
+	spooled->tid = slot->tts_tid;
+	spooled->done = false;
+	batch->nrows++;
+	return row->length + BYTES_AROUND;
+}
+
+void
+rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
+			   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument)
+{
+	Relation	table = rs_spool_table_open(AccessShareLock);
+	Relation	index = rs_spool_index_open(AccessShareLock);
+	TupleTableSlot *slot = table_slot_create(table, NULL);
+	IndexScanDesc scan = index_beginscan(table, index, GetActiveSnapshot(), 2, 0);
+	ScanKeyData keys[2];
+	MemoryContext old;
+	size_t		bytes = 0;
+	int			looks = 0;
+
+	MemoryContextReset(batch->context);
+	old = MemoryContextSwitchTo(batch->context);
+	batch->rows = palloc(sizeof(RsSpooled) * ROWS_MAX);
+	batch->nrows = 0;
+	batch->first_left = 0;
+	batch->last = from = before != NULL ? Max(from, before->last) : from;
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT2EQ,
+				Int16GetDatum(rs_spool_bucket_number(bucket)));
+	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_PG_LSN_GE, LSNGetDatum(from));
+	index_rescan(scan, keys, 2, NULL, 0);
+	do
+	{
+		batch->end = !index_getnext_slot(scan, ForwardScanDirection, slot);
+		if (batch->end || is_in(before, slot, position_of(slot)))
+			continue;
+		if (batch->nrows > 0 && (is_publication(slot) || batch->rows[0].row.publication))
+			break;
+		bytes += take(batch, slot, leave, argument);
+		CHECK_FOR_INTERRUPTS();
+	} while (!batch->end && batch->nrows < ROWS_MAX && bytes < BYTES_MAX && ++looks < LOOKS_MAX);
+	MemoryContextSwitchTo(old);
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
+	table_close(table, AccessShareLock);
+}
+
+void
+rs_spool_delete(const RsSpoolBatch *batch)
+{
+	Relation	table = rs_spool_table_open(RowExclusiveLock);
+	TupleTableSlot *slot = table_slot_create(table, NULL);
+	CommandId	command = GetCurrentCommandId(true);
+
+	for (int i = 0; i < batch->nrows; i++)
+	{
+		const RsSpooled *spooled = &batch->rows[i];
+		ItemPointerData tid = spooled->tid;
+		TM_FailureData failure;
+
+		if (!spooled->done ||
+			!table_tuple_fetch_row_version(table, &tid, GetActiveSnapshot(), slot) ||
+			position_of(slot) != spooled->row.position || xact_of(slot) != spooled->row.xact)
+			continue;
+
+		/* whatever it says: a row that is gone need not be deleted */
+		(void) table_tuple_delete(table, &tid, command, GetActiveSnapshot(), InvalidSnapshot,
+								  true, &failure, false);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	table_close(table, RowExclusiveLock);
+}

@@ -1,0 +1,283 @@
+/*
+ * deliver.c
+ *	  Spooled messages on their way to Redis: through the lanes, as those of a transaction, or one by one.
+ *
+ * In the main lane they are behind the places that were taken before, and in front of those that will be, so that
+ * the sender sees to their order, also when it has to send again.  The copies for the delay stream are there so that an older delay message
+ * of the same row, moved later, is not the last word.
+ *
+ * One by one is for messages that Redis has refused or may refuse: what ends the connection, ends the worker's and nobody else's.
+ */
+#include "postgres.h"
+
+#include "lib/stringinfo.h"
+#include "utils/memutils.h"
+
+#include "identity.h"
+#include "settings.h"
+#include "worker/spooler.h"
+
+#define CHUNK_BYTES (64 * 1024)
+#define PATIENCE 200			/* milliseconds; then the other jobs have their turn */
+#define BACKOFF_FIRST 1000000	/* microseconds, after a refusal */
+#define BACKOFF_LAST 60000000
+
+/* The commands that one row becomes. */
+typedef struct Commands
+{
+	RsKey		delay_key;
+	RsKey		main_key;
+	char		xact[24];
+	const char *delay[7];
+	size_t		delay_lengths[7];
+	const char *main[5];
+	size_t		main_lengths[5];
+} Commands;
+
+static void
+make_commands(Commands *commands, const RsSpoolRow *row)
+{
+	const char *delay[] = {"XADD", commands->delay_key.text, "*", "payload", row->data,
+	rs_identity_xact_field(), commands->xact};
+	const char *main[] = {"XADD", commands->main_key.text, "*", "payload", row->data};
+
+	rs_redis_delay_key(&commands->delay_key, row->ns, row->stream);
+	rs_redis_stream_key(&commands->main_key, row->ns, row->stream);
+	snprintf(commands->xact, sizeof(commands->xact), UINT64_FORMAT, row->xact);
+	memcpy(commands->delay, delay, sizeof(delay));
+	memcpy(commands->main, main, sizeof(main));
+	for (size_t i = 0; i < lengthof(delay); i++)
+		commands->delay_lengths[i] = i == 4 ? row->length : strlen(delay[i]);
+	for (size_t i = 0; i < lengthof(main); i++)
+		commands->main_lengths[i] = i == 4 ? row->length : strlen(main[i]);
+}
+
+static size_t
+delay_size(const Commands *commands)
+{
+	return rs_redis_command_size(lengthof(commands->delay), commands->delay, commands->delay_lengths);
+}
+
+/* ---- through the lanes ------------------------------------------------------------------- */
+
+/* What is gathered for an entry of each lane: as many commands. */
+typedef struct Chunk
+{
+	StringInfoData delay;
+	StringInfoData main;
+	uint32		rows;
+} Chunk;
+
+static void
+add_command(StringInfo to, int count, const char *const *words, const size_t *lengths)
+{
+	enlargeStringInfo(to, rs_redis_command_size(count, words, lengths));
+	to->len = rs_redis_command_write(to->data + to->len, count, words, lengths) - to->data;
+}
+
+/* Takes a place, and has nobody to wait for. */
+static void
+resolve(RsSpoolFlight *flight, RsEntryNumber place)
+{
+	rs_main_resolve(place, true);
+	rs_main_resolved();
+	flight->main = place + 1;
+}
+
+/* False when there is no room, or Redis is away: then some of the batch may be delivered twice. */
+static bool
+send_chunk(Chunk *chunk, RsSpoolFlight *flight)
+{
+	RsPatience	patience;
+	RsEntryNumber entry;
+
+	if (chunk->rows == 0)
+		return true;
+	rs_patience_start(&patience);
+	if (rs_delay_append(chunk->delay.data, chunk->delay.len, chunk->rows, &patience, &entry) != RS_WAIT_DONE)
+		return false;
+	flight->delay = entry + 1;
+	if (rs_main_take(chunk->main.data, chunk->main.len, chunk->rows, &patience, &entry) != RS_WAIT_DONE)
+		return false;
+	resolve(flight, entry);
+	resetStringInfo(&chunk->delay);
+	resetStringInfo(&chunk->main);
+	chunk->rows = 0;
+	return true;
+}
+
+static bool
+send_messages(const RsSpoolBatch *batch, RsSpoolFlight *flight)
+{
+	Chunk		chunk = {.rows = 0};
+	Commands	commands;
+	bool		sent = true;
+
+	initStringInfo(&chunk.delay);
+	initStringInfo(&chunk.main);
+	for (int i = 0; i < batch->nrows && sent; i++)
+	{
+		make_commands(&commands, &batch->rows[i].row);
+
+		/* the main message is the shorter one */
+		if (chunk.delay.len + delay_size(&commands) > Min(CHUNK_BYTES, rs_lane_entry_limit()))
+			sent = send_chunk(&chunk, flight);
+		add_command(&chunk.delay, lengthof(commands.delay), commands.delay, commands.delay_lengths);
+		add_command(&chunk.main, lengthof(commands.main), commands.main, commands.main_lengths);
+		chunk.rows++;
+	}
+	sent = sent && send_chunk(&chunk, flight);
+	pfree(chunk.delay.data);
+	pfree(chunk.main.data);
+	return sent;
+}
+
+/* One that is not this library's, or too large for a place, is left to the delay messages that it is about. */
+static bool
+send_publication(const RsSpoolRow *row, RsSpoolFlight *flight)
+{
+	RsPatience	patience;
+	RsEntryNumber place;
+
+	if (!rs_publication_is_valid(row->data, row->length) || row->length > rs_lane_entry_limit())
+	{
+		ereport(LOG, (errmsg("redstream spooler: stream %s: a large transaction is left to its delay messages", row->stream)));
+		rs_transport_doubt();
+		return true;
+	}
+	if (rs_transport_is_down())
+		return false;
+	rs_patience_start(&patience);
+	if (rs_main_take_publication(row->data, row->length, &patience, &place) != RS_WAIT_DONE)
+		return false;
+	resolve(flight, place);
+	return true;
+}
+
+/* So that the delayer finds the delay messages though no table is attached to the stream (any more). */
+static bool
+list_streams(RsWork *work, const RsSpoolBatch *batch, RsError *error)
+{
+	for (int i = 0; i < batch->nrows; i++)
+	{
+		const RsSpoolRow *row = &batch->rows[i].row;
+		RsWorkStream *stream = rs_work_stream(work, row->stream);
+		RsKey		key;
+		RsReply		reply;
+		const char *words[] = {"SADD", key.text, row->stream};
+
+		if (stream->listed == work->connections || strcmp(row->ns, rs_namespace) != 0)
+			continue;
+		rs_identity_streams_key(&key, rs_namespace);
+		if (!rs_work_ask(work, lengthof(words), words, &reply, error))
+			return false;
+		stream->listed = work->connections;
+	}
+	return true;
+}
+
+RsDelivery
+rs_deliver_send(RsWork *work, const RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error)
+{
+	bool		sent;
+
+	memset(flight, 0, sizeof(*flight));
+	if (!list_streams(work, batch, error))
+		return RS_DELIVERY_LOST;
+	rs_delay_track();
+	sent = batch->rows[0].row.publication ? send_publication(&batch->rows[0].row, flight) :
+		send_messages(batch, flight);
+	return sent ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
+}
+
+RsDelivery
+rs_deliver_await(const RsSpoolFlight *flight, bool *refused)
+{
+	RsDelayOutcome outcome;
+
+	if (!rs_lanes_wait(flight->delay, flight->main, PATIENCE))
+		return RS_DELIVERY_LATER;
+	rs_delay_outcome(&outcome);
+	*refused = outcome.refused;
+	return RS_DELIVERY_DONE;
+}
+
+/* ---- one by one ---------------------------------------------------------------------------- */
+
+bool
+rs_deliver_is_delicate(RsWork *work, const RsSpoolBatch *batch)
+{
+	for (int i = 0; i < batch->nrows; i++)
+	{
+		const RsSpoolRow *row = &batch->rows[i].row;
+		Commands	commands;
+
+		if (row->publication)
+			continue;
+		make_commands(&commands, row);
+		if (rs_work_stream(work, row->stream)->refusals > 0 ||
+			delay_size(&commands) > rs_lane_entry_limit())
+			return true;
+	}
+	return false;
+}
+
+static void
+note_refusal(RsWorkStream *stream, const char *text)
+{
+	uint64		pause = BACKOFF_FIRST;
+
+	for (int i = 0; i < stream->refusals && pause < BACKOFF_LAST; i++)
+		pause *= 2;
+	stream->refusals++;
+	stream->refused_until = rs_now() + Min(pause, BACKOFF_LAST);
+	(void) rs_work_report_begin(stream, RS_JOB_SPOOLER);
+	rs_work_report_error(stream, RS_JOB_SPOOLER, text);
+}
+
+/* False and an error when the connection was lost. */
+static bool
+ask(RsWork *work, RsWorkStream *stream, int count, const char *const *words, const size_t *lengths, RsError *error)
+{
+	RsReply		reply;
+
+	if (!rs_redis_command(work->connection, count, words, lengths, rs_timeout, &reply, error))
+	{
+		rs_work_disconnect(work);
+		note_refusal(stream, error->text);	/* it may be why */
+		return false;
+	}
+	if (reply.type == RS_REPLY_ERROR)
+		note_refusal(stream, pnstrdup(reply.text, reply.length));
+	return true;
+}
+
+RsDelivery
+rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
+{
+	/* behind what is on its way */
+	if (!rs_lanes_wait(0, rs_main_head(), PATIENCE))
+		return RS_DELIVERY_LATER;
+	for (int i = 0; i < batch->nrows; i++)
+	{
+		RsSpooled  *spooled = &batch->rows[i];
+		RsWorkStream *stream = rs_work_stream(work, spooled->row.stream);
+		Commands	commands;
+
+		if (stream->refused_until != 0)
+			continue;
+		make_commands(&commands, &spooled->row);
+		if (!ask(work, stream, lengthof(commands.delay), commands.delay, commands.delay_lengths, error))
+			return RS_DELIVERY_LOST;
+		if (stream->refused_until == 0 &&
+			!ask(work, stream, lengthof(commands.main), commands.main, commands.main_lengths, error))
+			return RS_DELIVERY_LOST;
+		spooled->done = stream->refused_until == 0;
+		if (spooled->done && stream->refusals > 0)
+		{
+			stream->refusals = 0;
+			(void) rs_work_report_begin(stream, RS_JOB_SPOOLER);
+		}
+	}
+	return RS_DELIVERY_DONE;
+}

@@ -1,0 +1,324 @@
+/*
+ * spooler.c
+ *	  The spooler: delivers the rows of redstream.spool, and closes the buckets that are empty.
+ *
+ * src/README.md has the states of a bucket.  A step first sees to the batch that is in the lanes, if there is one, then
+ * looks at each bucket that is ON, for some batches at most.  What the spooler remembers can be lost: a
+ * new one begins at the beginning of the table.
+ */
+#include "postgres.h"
+
+#include "worker/spooler.h"
+
+#define BATCHES_A_TURN 20
+#define PACE 50000				/* microseconds between two looks at a bucket that does not close */
+#define RESCAN_INTERVAL 5000000 /* between two looks from the beginning */
+#define CLOSE_PATIENCE 50		/* milliseconds for which transactions are kept waiting */
+#define CLOSE_BACKOFF_LAST 1000000	/* microseconds */
+
+typedef struct RsSpooler
+{
+	RsSpoolBatch *landed;		/* delivered, and to be deleted where a row is marked */
+	RsSpoolBatch *flying;		/* in the lanes */
+	RsSpoolBatch *next;
+	RsSpoolFlight flight;
+	bool		flies;
+	uint64		wishes;			/* rs_spool_wishes() when it last looked from the beginning */
+	uint64		rescan_at;
+	uint64		news;			/* rs_spool_news() before the last step */
+	uint64		look_at;		/* when the next step is due, if there is none */
+	XLogRecPtr	from[RS_BUCKETS];	/* nothing is before it but what was refused */
+	XLogRecPtr	refused[RS_BUCKETS];	/* position of the first of these; 0: none */
+	uint64		close_at[RS_BUCKETS];
+	int			close_failures[RS_BUCKETS];
+} RsSpooler;
+
+/* How a look at a bucket ended. */
+typedef enum Drained
+{
+	DRAINED,					/* nothing is left but what was refused */
+	DRAINED_SOME,
+	DRAINED_LATER,				/* Redis, or the lanes, cannot take more now */
+	DRAINED_LOST				/* the connection */
+} Drained;
+
+static RsSpooler *
+spooler_of(RsWork *work)
+{
+	RsSpooler  *spooler = work->spooler;
+
+	if (spooler != NULL)
+		return spooler;
+	spooler = work->spooler = MemoryContextAllocZero(work->context, sizeof(RsSpooler));
+	spooler->landed = rs_spool_batch_create(work->context);
+	spooler->flying = rs_spool_batch_create(work->context);
+	spooler->next = rs_spool_batch_create(work->context);
+	return spooler;
+}
+
+/* ---- one bucket ---------------------------------------------------------------------------- */
+
+static bool
+is_refused(void *argument, const char *ns, const char *stream)
+{
+	return rs_work_stream(argument, stream)->refused_until != 0;
+}
+
+/* Deletes what has landed, and reads the next batch, behind "before". */
+static void
+turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
+{
+	RsSpooler  *spooler = work->spooler;
+
+	rs_work_begin(work);
+	rs_spool_delete(spooler->landed);
+	rs_spool_fetch(spooler->next, (RsBuckets) 1 << bucket, spooler->from[bucket], before, is_refused, work);
+	rs_work_end(work);
+	spooler->landed->nrows = 0;
+	if (spooler->next->first_left != 0 && spooler->refused[bucket] == 0)
+		spooler->refused[bucket] = spooler->next->first_left;
+}
+
+/* The batch has flown: it is marked, and lands. */
+static Drained
+land(RsWork *work, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	RsSpoolBatch *empty = spooler->landed;
+	bool		refused;
+
+	if (rs_deliver_await(&spooler->flight, &refused) != RS_DELIVERY_DONE)
+		return DRAINED_LATER;
+	spooler->flies = false;
+	spooler->landed = spooler->flying;
+	spooler->flying = empty;
+	for (int i = 0; i < spooler->landed->nrows && !refused; i++)
+		spooler->landed->rows[i].done = true;
+	if (!refused || spooler->landed->rows[0].row.publication)
+		return DRAINED;
+	switch (rs_deliver_alone(work, spooler->landed, error))
+	{
+		case RS_DELIVERY_DONE:
+			return DRAINED_SOME;
+		case RS_DELIVERY_LATER:
+			return DRAINED_LATER;
+		default:
+			return DRAINED_LOST;
+	}
+}
+
+/* Delivers the next batch: DRAINED_SOME when what was read behind it is to be read again. */
+static Drained
+deliver(RsWork *work, int bucket, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	RsSpoolBatch *batch = spooler->next;
+
+	if (rs_deliver_is_delicate(work, batch))
+	{
+		RsDelivery	delivery = rs_deliver_alone(work, batch, error);
+
+		if (delivery == RS_DELIVERY_LOST)
+			return DRAINED_LOST;
+		if (delivery == RS_DELIVERY_LATER)
+			return DRAINED_LATER;
+		spooler->next = spooler->landed;
+		spooler->landed = batch;
+		return DRAINED_SOME;
+	}
+	switch (rs_deliver_send(work, batch, &spooler->flight, error))
+	{
+		case RS_DELIVERY_LOST:
+			return DRAINED_LOST;
+		case RS_DELIVERY_LATER:
+			return DRAINED_LATER;
+		default:
+			break;
+	}
+	spooler->next = spooler->flying;
+	spooler->flying = batch;
+	spooler->flies = true;
+	turn_over(work, bucket, batch);
+	return land(work, error);
+}
+
+/* Delivers what is visible, for so many batches at most. */
+static Drained
+drain(RsWork *work, int bucket, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	XLogRecPtr	horizon = rs_spool_horizon();
+	Drained		drained = DRAINED;
+
+	turn_over(work, bucket, NULL);
+	for (int i = 0; i < BATCHES_A_TURN; i++)
+	{
+		if (spooler->next->nrows > 0)
+			drained = deliver(work, bucket, error);
+		else if (!spooler->next->end)
+			turn_over(work, bucket, spooler->next);
+		else
+		{
+			spooler->from[bucket] = horizon;
+			return DRAINED;
+		}
+		if (drained == DRAINED_LATER || drained == DRAINED_LOST)
+			break;
+		if (drained == DRAINED_SOME)
+			turn_over(work, bucket, spooler->landed);
+	}
+	if (spooler->landed->nrows > 0)
+		turn_over(work, bucket, NULL);
+	return drained == DRAINED ? DRAINED_SOME : drained;
+}
+
+/* ---- closing --------------------------------------------------------------------------------- */
+
+/* The bucket was seen empty: it becomes NORMAL, if it still is when nobody is about to add to it. */
+static Drained
+try_to_close(RsWork *work, int bucket, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	RsBuckets	bit = (RsBuckets) 1 << bucket;
+	Drained		drained = DRAINED_SOME;
+	uint64		pause = PACE;
+
+	rs_spool_close_begin(bit);
+	if (rs_spool_await_leaving(CLOSE_PATIENCE))
+		drained = drain(work, bucket, error);
+	if (drained == DRAINED && spooler->refused[bucket] == 0 && rs_spool_close_end(bit))
+	{
+		spooler->close_failures[bucket] = 0;
+		return DRAINED;
+	}
+	rs_spool_close_abandon(bit);
+	for (int i = 0; i < spooler->close_failures[bucket] && pause < CLOSE_BACKOFF_LAST; i++)
+		pause *= 2;
+	spooler->close_failures[bucket]++;
+	spooler->close_at[bucket] = rs_now() + Min(pause, CLOSE_BACKOFF_LAST);
+	return drained;
+}
+
+static Drained
+see_to(RsWork *work, int bucket, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	Drained		drained = drain(work, bucket, error);
+
+	if (drained == DRAINED && spooler->refused[bucket] == 0 && rs_now() >= spooler->close_at[bucket])
+		drained = try_to_close(work, bucket, error);
+	return drained;
+}
+
+/* ---- a step ------------------------------------------------------------------------------------ */
+
+/* Streams that Redis has refused, and whose pause is over, are tried again, from their first row on. */
+static void
+readmit(RsWork *work)
+{
+	RsSpooler  *spooler = work->spooler;
+	bool		some = false;
+	ListCell   *cell;
+
+	foreach(cell, work->streams)
+	{
+		RsWorkStream *stream = lfirst(cell);
+
+		if (stream->refused_until == 0 || stream->refused_until > rs_now())
+			continue;
+		stream->refused_until = 0;
+		some = true;
+	}
+	for (int i = 0; i < RS_BUCKETS && some; i++)
+		if (spooler->refused[i] != 0)
+		{
+			spooler->from[i] = Min(spooler->from[i], spooler->refused[i]);
+			spooler->refused[i] = 0;
+		}
+}
+
+/* From time to time, and when a prepared transaction has been committed: rows may be anywhere. */
+static void
+rescan(RsWork *work)
+{
+	RsSpooler  *spooler = work->spooler;
+
+	if (rs_now() < spooler->rescan_at && spooler->wishes == rs_spool_wishes())
+		return;
+	spooler->rescan_at = rs_now() + RESCAN_INTERVAL;
+	spooler->wishes = rs_spool_wishes();
+	rs_work_begin(work);
+	for (int i = 0; i < RS_BUCKETS; i++)
+	{
+		RsBuckets	bucket = (RsBuckets) 1 << i;
+
+		spooler->from[i] = 0;
+		if ((rs_spool_buckets() & bucket) == 0 && rs_spool_has_rows(bucket))
+			rs_spool_found(bucket);
+	}
+	rs_work_end(work);
+}
+
+static uint64
+refused_until(const RsWork *work)
+{
+	uint64		until = PG_UINT64_MAX;
+	ListCell   *cell;
+
+	foreach(cell, work->streams)
+	{
+		const RsWorkStream *stream = lfirst(cell);
+
+		if (stream->refused_until != 0)
+			until = Min(until, stream->refused_until);
+	}
+	return until;
+}
+
+/* What is left, and when to look again. */
+static void
+conclude(RsWork *work, bool more)
+{
+	RsSpooler  *spooler = work->spooler;
+	RsBuckets	open = rs_spool_buckets();
+
+	for (int i = 0; i < RS_BUCKETS; i++)
+		if (spooler->refused[i] != 0)
+			open &= ~((RsBuckets) 1 << i);
+	spooler->look_at = Min(spooler->rescan_at, refused_until(work));
+	if (open != 0 || spooler->flies)
+		spooler->look_at = rs_now() + (more ? 0 : PACE);
+}
+
+bool
+rs_spooler_step(RsWork *work, RsError *error)
+{
+	RsSpooler  *spooler = spooler_of(work);
+	Drained		drained = DRAINED;
+	bool		more = false;
+
+	spooler->news = rs_spool_news();
+	readmit(work);
+	rescan(work);
+	if (spooler->flies)
+		drained = land(work, error);
+	for (int i = 0; i < RS_BUCKETS && drained != DRAINED_LATER && drained != DRAINED_LOST; i++)
+	{
+		if ((rs_spool_buckets() & (RsBuckets) 1 << i) == 0)
+			continue;
+		drained = see_to(work, i, error);
+		more |= drained == DRAINED_SOME;
+	}
+	conclude(work, more && drained != DRAINED_LATER);
+	return drained != DRAINED_LOST;
+}
+
+uint64
+rs_spooler_due(const RsWork *work)
+{
+	const RsSpooler *spooler = work->spooler;
+
+	if (spooler == NULL || spooler->wishes != rs_spool_wishes() || spooler->news != rs_spool_news())
+		return 0;
+	return spooler->look_at;
+}
