@@ -22,12 +22,13 @@
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 #include "utils/xid8.h"
 
 #include "spool/table.h"
 
-#define ROWS_MAX 1000
-#define BYTES_MAX (128 * 1024)	/* of payload, with what a command has around it */
+#define ROWS_MAX 4000
+#define BYTES_MAX (512 * 1024)	/* of payload, with what a command has around it */
 #define BYTES_AROUND 128
 #define LOOKS_MAX 10000			/* rows, those that are left out included */
 
@@ -123,6 +124,7 @@ take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argume
 	row->data = VARDATA(bytes);
 	row->length = VARSIZE(bytes) - VARHDRSZ;
 	spooled->tid = slot->tts_tid;
+	spooled->spooled_at = DatumGetTimestampTz(column(slot, RS_SPOOL_SPOOLED_AT, &is_null));
 	spooled->done = false;
 	batch->nrows++;
 	return row->length + BYTES_AROUND;

@@ -110,6 +110,7 @@ typedef struct RsSpooled
 {
 	ItemPointerData tid;
 	RsSpoolRow	row;
+	TimestampTz spooled_at;
 	bool		done;			/* to be deleted */
 } RsSpooled;
 

@@ -8,13 +8,19 @@
  */
 #include "postgres.h"
 
+#include "utils/timestamp.h"
+
+#include "settings.h"
 #include "worker/spooler.h"
 
-#define BATCHES_A_TURN 20
+#define BATCHES_A_TURN 5
 #define PACE 50000				/* microseconds between two looks at a bucket that does not close */
 #define RESCAN_INTERVAL 5000000 /* between two looks from the beginning */
-#define CLOSE_PATIENCE 50		/* milliseconds for which transactions are kept waiting */
-#define CLOSE_BACKOFF_LAST 1000000	/* microseconds */
+#define LEAVE_PATIENCE 50		/* milliseconds for who is joined, while others are kept waiting */
+#define CLOSE_LONGEST 500000	/* microseconds for which they are, or half of redstream.timeout */
+#define CLOSE_BACKOFF_LAST 1000000
+#define LAG_INTERVAL 1000000	/* in which the lag should become shorter ... */
+#define LAG_LESS 250000			/* ... by so much */
 
 typedef struct RsSpooler
 {
@@ -23,6 +29,11 @@ typedef struct RsSpooler
 	RsSpoolBatch *next;
 	RsSpoolFlight flight;
 	bool		flies;
+	bool		caught_up;		/* what was read last was the end of what was visible */
+	int64		lag;			/* age of the row that is delivered, microseconds */
+	int64		lag_before;		/* the same at lag_at */
+	uint64		lag_at;
+	RsBuckets	behind;			/* transactions were faster than we are, and are to wait */
 	uint64		wishes;			/* rs_spool_wishes() when it last looked from the beginning */
 	uint64		rescan_at;
 	uint64		news;			/* rs_spool_news() before the last step */
@@ -75,6 +86,9 @@ turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
 	rs_spool_fetch(spooler->next, (RsBuckets) 1 << bucket, spooler->from[bucket], before, is_refused, work);
 	rs_work_end(work);
 	spooler->landed->nrows = 0;
+	spooler->caught_up = spooler->next->end;
+	if (spooler->next->nrows > 0)
+		spooler->lag = GetCurrentTimestamp() - spooler->next->rows[0].spooled_at;
 	if (spooler->next->first_left != 0 && spooler->refused[bucket] == 0)
 		spooler->refused[bucket] = spooler->next->first_left;
 }
@@ -157,6 +171,8 @@ drain(RsWork *work, int bucket, RsError *error)
 			drained = deliver(work, bucket, error);
 		else if (!spooler->next->end)
 			turn_over(work, bucket, spooler->next);
+		else if (spooler->landed->nrows > 0)
+			turn_over(work, bucket, spooler->landed);
 		else
 		{
 			spooler->from[bucket] = horizon;
@@ -174,28 +190,70 @@ drain(RsWork *work, int bucket, RsError *error)
 
 /* ---- closing --------------------------------------------------------------------------------- */
 
-/* The bucket was seen empty: it becomes NORMAL, if it still is when nobody is about to add to it. */
+/*
+ * Transactions that spool do not wait for Redis, and may be faster than who delivers: then they have to wait
+ * though much is left, most of the time until the bucket is empty.
+ */
+static bool
+is_behind(RsSpooler *spooler, int bucket)
+{
+	RsBuckets	bit = (RsBuckets) 1 << bucket;
+
+	if (rs_now() >= spooler->lag_at + LAG_INTERVAL)
+	{
+		if (spooler->lag_at != 0 && spooler->lag > spooler->lag_before - LAG_LESS)
+			spooler->behind |= bit;
+		spooler->lag_at = rs_now();
+		spooler->lag_before = spooler->lag;
+	}
+	return (spooler->behind & bit) != 0;
+}
+
+/* The same as drain(), behind what is in the lanes already. */
+static Drained
+proceed(RsWork *work, int bucket, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	Drained		drained = spooler->flies ? land(work, error) : DRAINED;
+
+	return drained == DRAINED_LATER || drained == DRAINED_LOST ? drained : drain(work, bucket, error);
+}
+
+/* If it was only a matter of time, soon again; else others need not be kept waiting as often. */
+static void
+wait_before_close(RsSpooler *spooler, int bucket, bool soon)
+{
+	uint64		pause = PACE;
+
+	for (int i = 0; i < spooler->close_failures[bucket] && !soon && pause < CLOSE_BACKOFF_LAST; i++)
+		pause *= 2;
+	spooler->close_failures[bucket] += !soon;
+	spooler->close_at[bucket] = rs_now() + Min(pause, CLOSE_BACKOFF_LAST);
+}
+
+/* Nobody adds to the bucket while it is CLOSING.  If it is empty in time it becomes NORMAL. */
 static Drained
 try_to_close(RsWork *work, int bucket, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
 	RsBuckets	bit = (RsBuckets) 1 << bucket;
 	Drained		drained = DRAINED_SOME;
-	uint64		pause = PACE;
+	uint64		end = rs_now() + Min(CLOSE_LONGEST, (uint64) rs_timeout * 500);
+	bool		left;
 
 	rs_spool_close_begin(bit);
-	if (rs_spool_await_leaving(CLOSE_PATIENCE))
-		drained = drain(work, bucket, error);
+	left = rs_spool_await_leaving(LEAVE_PATIENCE);
+	while (left && (drained == DRAINED_SOME || drained == DRAINED_LATER) && rs_now() < end &&
+		   !rs_transport_is_down())
+		drained = proceed(work, bucket, error);
 	if (drained == DRAINED && spooler->refused[bucket] == 0 && rs_spool_close_end(bit))
 	{
 		spooler->close_failures[bucket] = 0;
+		spooler->behind &= ~bit;
 		return DRAINED;
 	}
 	rs_spool_close_abandon(bit);
-	for (int i = 0; i < spooler->close_failures[bucket] && pause < CLOSE_BACKOFF_LAST; i++)
-		pause *= 2;
-	spooler->close_failures[bucket]++;
-	spooler->close_at[bucket] = rs_now() + Min(pause, CLOSE_BACKOFF_LAST);
+	wait_before_close(spooler, bucket, left && drained != DRAINED);
 	return drained;
 }
 
@@ -203,9 +261,12 @@ static Drained
 see_to(RsWork *work, int bucket, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
-	Drained		drained = drain(work, bucket, error);
+	Drained		drained = proceed(work, bucket, error);
+	bool		empty = drained == DRAINED || (drained == DRAINED_SOME && spooler->caught_up);
 
-	if (drained == DRAINED && spooler->refused[bucket] == 0 && rs_now() >= spooler->close_at[bucket])
+	/* Under load there is always another row: no need to wait for a moment without. */
+	if (drained != DRAINED_LOST && (is_behind(spooler, bucket) || empty) && !rs_transport_is_down() &&
+		spooler->refused[bucket] == 0 && rs_now() >= spooler->close_at[bucket])
 		drained = try_to_close(work, bucket, error);
 	return drained;
 }
@@ -300,8 +361,6 @@ rs_spooler_step(RsWork *work, RsError *error)
 	spooler->news = rs_spool_news();
 	readmit(work);
 	rescan(work);
-	if (spooler->flies)
-		drained = land(work, error);
 	for (int i = 0; i < RS_BUCKETS && drained != DRAINED_LATER && drained != DRAINED_LOST; i++)
 	{
 		if ((rs_spool_buckets() & (RsBuckets) 1 << i) == 0)
