@@ -60,7 +60,7 @@ cmp_ok(stats($node)->{errors}, '>', 0, 'errors are counted');
 	my $load = Redstream::Load->new($node, $redis, table => 'blinked', rows => 100);
 
 	reconfigure($node, 'redstream.timeout' => '30s');
-	my $resent = stats($node)->{resent};
+	my ($resent, $spooled) = @{ stats($node) }{qw(resent spooled)};
 	$load->start;
 	foreach (1 .. 3)
 	{
@@ -72,6 +72,7 @@ cmp_ok(stats($node)->{errors}, '>', 0, 'errors are counted');
 	$load->progress(100);
 	$load->stop;
 	is_deeply([ $load->errors ], [], 'short stop: no transaction failed');
+	is(stats($node)->{spooled}, $spooled, 'short stop: none went to the spool');
 	$load->check('short stop');
 	is_deeply([ $load->inexact ], [], 'short stop: every message once');
 	is(stats($node)->{resent}, $resent, 'short stop: nothing was sent again');

@@ -19,6 +19,7 @@ my $node = new_node(
 	'main', $redis,
 	'shared_preload_libraries' => 'redstream_test, redstream',
 	'redstream.timeout' => '3s',
+	'redstream.on_outage' => 'error',
 	'restart_after_crash' => 'on',
 	'log_statement' => 'none',
 	'wal_level' => 'replica',

@@ -16,6 +16,7 @@ my $node = new_node(
 	'main', $redis,
 	'redstream.queue_size' => '1MB',
 	'redstream.timeout' => '30s',
+	'redstream.on_outage' => 'error',
 	'log_statement' => 'none');
 
 sub wait_for_waiting

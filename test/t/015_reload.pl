@@ -11,7 +11,8 @@ use Test::More;
 
 my $first = new_redis;
 my $second = new_redis;
-my $node = new_node('main', $first, 'redstream.timeout' => '5s', 'log_statement' => 'none');
+my $node = new_node('main', $first, 'redstream.timeout' => '5s', 'redstream.on_outage' => 'error',
+	'log_statement' => 'none');
 $node->safe_psql('postgres', q{
 	CREATE TABLE t (id integer PRIMARY KEY);
 	SELECT redstream.attach('t');

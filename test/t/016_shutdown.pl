@@ -17,6 +17,7 @@ my $redis = new_redis(appendonly => 'yes', appendfsync => 'always');
 my $node = new_node(
 	'main', $redis,
 	'redstream.timeout' => '10s',
+	'redstream.on_outage' => 'error',
 	'log_statement' => 'none',
 	'wal_level' => 'replica',
 	'max_wal_senders' => 5);

@@ -17,7 +17,8 @@ my $redis = new_redis;
 my $node = new_node(
 	'main', $redis,
 	'shared_preload_libraries' => 'redstream, redstream_test',
-	'redstream.timeout' => '5s');
+	'redstream.timeout' => '5s',
+	'redstream.on_outage' => 'error');
 
 $node->safe_psql('postgres', q{
 	CREATE TABLE item (id int PRIMARY KEY, pad text);

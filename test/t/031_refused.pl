@@ -10,7 +10,7 @@ use Redstream::Test;
 use Test::More;
 
 my $redis = new_redis('proto-max-bulk-len' => '1mb');
-my $node = new_node('main', $redis, 'redstream.timeout' => '5s');
+my $node = new_node('main', $redis, 'redstream.timeout' => '5s', 'redstream.on_outage' => 'error');
 
 $node->safe_psql('postgres', q{
 	CREATE TABLE item (id int PRIMARY KEY);

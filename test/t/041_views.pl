@@ -61,7 +61,7 @@ is_deeply(rows('SELECT * FROM redstream.consumers'), [], 'nothing attached: no c
 # ---- a stream that does not exist yet ------------------------------------------------
 
 attach('empty', q{delay => '1 hour', expiry => '2 days'});
-is_deeply(rows(q{SELECT * FROM redstream.streams}), ['empty|0|0|||2 days|01:00:00|0|'],
+is_deeply(rows(q{SELECT * FROM redstream.streams}), ['empty|0|0|||2 days|01:00:00|0|0||'],
 	'no stream yet: its row');
 is_deeply(rows(q{SELECT * FROM redstream.attachments}), ['empty|empty||||1|01:00:00|2 days||f'],
 	'no stream yet: its attachment');
@@ -177,6 +177,26 @@ is(consumer('trouble', 'first', 'blocks_trimming'), 't', 'trouble: 0-0 is an off
 $redis->command('DEL', "$ns:stream:trouble");
 is_deeply(rows(q{SELECT consumer, problem FROM redstream.consumers WHERE stream = 'trouble' ORDER BY 1}), [
 	map({ "$_|offset is ahead of the stream" } qw(ahead behind busy)), 'first|' ], 'trouble: a stream that is gone');
+
+# ---- the spool -------------------------------------------------------------------------------
+
+# There is nobody to deliver what a prepared transaction leaves there.
+attach("spooled_$_") foreach 1, 2;
+$node->safe_psql('postgres', q{
+	BEGIN;
+	INSERT INTO spooled_1 VALUES (1), (2);
+	INSERT INTO spooled_2 VALUES (1);
+	PREPARE TRANSACTION 'spooled'});
+is_deeply(rows(q{SELECT stream, spooled, oldest_spooled FROM redstream.streams WHERE stream LIKE 'spooled%' ORDER BY 1}),
+	[ 'spooled_1|0|', 'spooled_2|0|' ], 'spool: nothing before COMMIT PREPARED');
+$node->safe_psql('postgres', q{COMMIT PREPARED 'spooled'});
+is_deeply(rows(q{
+	SELECT stream, size, delayed, spooled, oldest_spooled > now() - interval '1 hour', oldest_spooled < now()
+	FROM redstream.streams WHERE stream LIKE 'spooled%' ORDER BY 1}),
+	[ 'spooled_1|0|0|2|t|t', 'spooled_2|0|0|1|t|t' ], 'spool: then the messages that Redis does not have');
+is_deeply(rows(q{
+	SELECT spooled, spool_rows, spool_oldest = (SELECT min(oldest_spooled) FROM redstream.streams) FROM redstream.stats}),
+	['3|3|t'], 'spool: as redstream.stats has it');
 
 # ---- one bad stream does not hide the others -----------------------------------------------
 

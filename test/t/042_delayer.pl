@@ -164,9 +164,10 @@ is_deeply([ grep { !/pass/ } @{ main_stream('item') } ], [], 'a session ended: n
 # ---- prepared transactions -----------------------------------------------------------------
 
 $redis->command('DEL', 'redstream:stream:item');
-$node->safe_psql('postgres', q{
-	BEGIN; INSERT INTO item VALUES (11); PREPARE TRANSACTION 'a';
-	BEGIN; INSERT INTO item VALUES (12); PREPARE TRANSACTION 'b';
+my $now = delay_messages_now('item');
+$node->safe_psql('postgres', qq{
+	BEGIN; INSERT INTO item VALUES (11); $now; PREPARE TRANSACTION 'a';
+	BEGIN; INSERT INTO item VALUES (12); $now; PREPARE TRANSACTION 'b';
 });
 looked_at('item');
 is_deeply(delay_stream('item'), [ '{"id":11}', '{"id":12}' ], 'prepared: they stay');
@@ -175,12 +176,12 @@ looked_at('item');
 is_deeply(delay_stream('item'), [ '{"id":11}', '{"id":12}' ], 'also after a restart');
 is(count('item', '{"id":11}'), 0, 'and are not announced');
 $node->safe_psql('postgres', q{COMMIT PREPARED 'a'});
-wait_until('the committed one', sub { count('item', '{"id":11}') });
+wait_until('the committed one', sub { count('item', '{"id":11}') == 3 });
 $node->safe_psql('postgres', q{ROLLBACK PREPARED 'b'});
 emptied('item');
 looked_at('item');
-is_deeply([ grep { !/pass/ } @{ main_stream('item') } ], ['{"id":11}'],
-	'the committed one is announced, the other one is not');
+is_deeply([ grep { !/pass/ } @{ main_stream('item') } ], [ ('{"id":11}') x 3 ],
+	'the committed one is announced, by this and by the spool, the other one is not');
 
 # ---- transactions that nothing is known of ---------------------------------------------------
 
@@ -218,6 +219,7 @@ $redis->command('DEL', 'redstream:stream:item', "$lock.notify");
 $redis->command('SET', $lock, 'f' x 32, 'PX', 60000);
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (21)');
 $node->safe_psql('postgres', q{SELECT redstream.attach('slow', delay => '300ms')});
+wait_until('the delay message', sub { @{ delay_stream('item') } });
 looked_at('slow') foreach 1 .. 3;
 is_deeply(delay_stream('item'), ['{"id":21}'], 'a lock held by somebody else keeps the delayer away');
 is($redis->command('GET', $lock), 'f' x 32, 'and is left alone');
@@ -249,7 +251,7 @@ $redis->command('SET', $key, 'a copy', 'PX', 60000);
 $node->restart;
 wait_until('the outage', sub { stats($node)->{last_error} =~ /another server/ });
 is(stats($node)->{connected}, 0, 'a server that finds it taken does not connect');
-like(($node->psql('postgres', 'INSERT INTO item VALUES (31)'))[2], qr/Redis is not available/,
+like(($node->psql('postgres', 'SET redstream.on_outage = error; INSERT INTO item VALUES (31)'))[2], qr/Redis is not available/,
 	'and its transactions are told');
 $redis->command('DEL', $key);
 wait_until('the connection', sub { stats($node)->{connected} });

@@ -89,10 +89,12 @@ my @payloads = @{ payloads('item') };
 ok((grep { $_ eq '{"id":1,"n":10}' } @payloads) > 0, 'not confirmed: announced');
 is($payloads[-1], '{"id":1,"n":11}', 'and the newest is the last word');
 
-# A prepared transaction has no main message.
+# The main message of a prepared transaction comes from the spool.
 certain();
-$node->safe_psql('postgres', q{
-	BEGIN; INSERT INTO item VALUES (2); PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'});
+my $now = delay_messages_now('item');
+$node->safe_psql('postgres', qq{
+	BEGIN; INSERT INTO item VALUES (2); $now; PREPARE TRANSACTION 'p'; COMMIT PREPARED 'p'});
+settle($node, $redis);
 emptied('item');
 ok((grep { $_ eq '{"id":2,"n":0}' } @{ payloads('item') }) > 0, 'prepared: announced');
 

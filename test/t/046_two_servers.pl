@@ -71,7 +71,8 @@ is(arrived(), '80, 40', 'each sees to its own transactions: announced at once an
 
 # A transaction that runs on one of them stays, whoever looks.
 $redis->command('DEL', $main);
-$one->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (100); PREPARE TRANSACTION 'p'});
+my $now = delay_messages_now('item');
+$one->safe_psql('postgres', qq{BEGIN; INSERT INTO item VALUES (100); $now; PREPARE TRANSACTION 'p'});
 foreach my $i (1 .. 3)
 {
 	$two->safe_psql('postgres', "INSERT INTO item VALUES (2000 + $i)");
@@ -79,8 +80,9 @@ foreach my $i (1 .. 3)
 }
 is($redis->command('XLEN', $delay), 1, 'a prepared transaction of the other server stays');
 $one->safe_psql('postgres', q{COMMIT PREPARED 'p'});
-emptied();
-is((grep { $_ eq '{"id":100}' } $redis->payloads($main)), 1, 'until it is committed there');
+wait_until('its message, and what the spool makes of it',
+	sub { 3 == grep { $_ eq '{"id":100}' } $redis->payloads($main) });
+pass('until it is committed there');
 
 # ---- one dies -----------------------------------------------------------------------------
 

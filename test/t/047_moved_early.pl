@@ -15,7 +15,8 @@ my $node = new_node(
 	'main', $redis,
 	'redstream.delay' => '1h',
 	'redstream.transaction_buffer' => '64kB',
-	'redstream.timeout' => '10s');
+	'redstream.timeout' => '10s',
+	'redstream.on_outage' => 'error');
 my $rows = 5000;
 my ($item, $other) = map { "redstream:stream:$_" } qw(item other);
 my $noted = qr/redstream: delay messages of a transaction were moved before they could be published/;

@@ -100,8 +100,13 @@ sub looked_at
 # From now on, what was written before is in doubt, and the worker knows that.
 sub doubt
 {
-	$node->safe_psql('postgres', q{BEGIN; INSERT INTO fast DEFAULT VALUES; PREPARE TRANSACTION 'x'});
-	$node->safe_psql('postgres', q{COMMIT PREPARED 'x'});
+	my $errors = stats($node)->{errors};
+
+	$redis->command('SET', main_key('refused'), 'in the way');
+	$node->safe_psql('postgres', 'INSERT INTO refused DEFAULT VALUES');
+	wait_until('the refusal', sub { stats($node)->{errors} > $errors });
+	$redis->command('DEL', main_key('refused'));
+	$node->safe_psql('postgres', 'INSERT INTO fast DEFAULT VALUES');
 	emptied('fast');
 	return;
 }
@@ -123,6 +128,8 @@ $node->safe_psql('postgres', q{
 	SELECT redstream.attach('fast', delay => '0');
 	CREATE TABLE ruby (id serial PRIMARY KEY);
 	SELECT redstream.attach('ruby', delay => '0');
+	CREATE TABLE refused (id serial PRIMARY KEY);
+	SELECT redstream.attach('refused', delay => '1 day');
 	CREATE TABLE slow (id serial PRIMARY KEY);
 	SELECT redstream.attach('slow');
 });

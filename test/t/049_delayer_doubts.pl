@@ -171,7 +171,8 @@ emptied('item');
 
 reconfigure($node, 'redstream.repeat' => 'always');
 $redis->command('DEL', main_key('item'));
-$node->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (40001); PREPARE TRANSACTION 'a'});
+my $now = delay_messages_now('item');
+$node->safe_psql('postgres', qq{BEGIN; INSERT INTO item VALUES (40001); $now; PREPARE TRANSACTION 'a'});
 looked_at('item');
 $redis->command('DEL', delay_key('later'));
 $node->stop;
@@ -194,8 +195,9 @@ looked_at('item') foreach 1 .. 3;
 is_deeply(announcements('item'), [], 'prepared before the promotion: not announced');
 is(delayed('item'), 1, 'but kept');
 $node->safe_psql('postgres', q{COMMIT PREPARED 'a'});
+wait_until('its message, and what the spool makes of it', sub { @{ announcements('item') } == 3 });
 emptied('item');
-is_deeply(announcements('item'), ['{"id":40001}'], 'until it commits');
+is_deeply(announcements('item'), [ ('{"id":40001}') x 3 ], 'until it commits');
 
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;
@@ -237,13 +239,14 @@ cmp_ok(redis_ahead($wrong), '<', 60, 'is set right');
 $node->safe_psql('postgres', q{
 	CREATE TABLE item (id integer PRIMARY KEY);
 	SELECT redstream.attach('item')});
-$node->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (1); PREPARE TRANSACTION 'a'});
+$node->safe_psql('postgres', qq{BEGIN; INSERT INTO item VALUES (1); $now; PREPARE TRANSACTION 'a'});
 looked_at('item', $wrong) foreach 1 .. 2;
 is_deeply(announcements('item', $wrong), [], 'prepared after that: not announced');
 is($wrong->command('XLEN', delay_key('item')), 1, 'but kept');
 $node->safe_psql('postgres', q{COMMIT PREPARED 'a'});
+wait_until('its message, and what the spool makes of it', sub { @{ announcements('item', $wrong) } == 3 });
 wait_until('the delay stream to be empty', sub { $wrong->command('XLEN', delay_key('item')) == 0 });
-is_deeply(announcements('item', $wrong), ['{"id":1}'], 'until it commits');
+is_deeply(announcements('item', $wrong), [ ('{"id":1}') x 3 ], 'until it commits');
 
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;

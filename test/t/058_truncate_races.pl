@@ -149,12 +149,16 @@ race('rows of a transaction that ends meanwhile',
 	lock => 'SET LOCAL redstream.enabled = off; INSERT INTO root VALUES (3); DELETE FROM root WHERE id = 1',
 	truncate => 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM plain; TRUNCATE leaf; COMMIT',
 	announced => 'root:2 root:3');
+
+# The worker delivers what prepared transactions announce.
+reconfigure($node, 'redstream.databases' => '');
 race('a prepared transaction', lock => 'TRUNCATE leaf, solo', truncate => 'TRUNCATE leaf',
 	then => q{PREPARE TRANSACTION 'two'; COMMIT PREPARED 'two'; BEGIN},
-	announced => '');
+	announced => 'root:1 root:2 solo:1 solo:2');
 
 make();
-$session->query(q{BEGIN; TRUNCATE leaf, solo; PREPARE TRANSACTION 'two'});
+my $now = delay_messages_now('solo');
+$session->query(qq{BEGIN; TRUNCATE leaf, solo; $now; PREPARE TRANSACTION 'two'});
 settle($node, $redis);
 is_deeply([ map { $redis->command('XLEN', "redstream:stream:$_") } qw(root root.delay solo solo.delay) ],
 	[ 0, 2, 0, 2 ], 'a prepared TRUNCATE has delay messages');
@@ -162,13 +166,13 @@ $session->query(q{ROLLBACK PREPARED 'two'});
 reconfigure($node, 'redstream.delay' => '0');
 $node->safe_psql('postgres', 'SELECT redstream.run_delayer()');
 is(arrived(), '', 'ROLLBACK PREPARED');
-$session->query(q{BEGIN; TRUNCATE leaf, solo; PREPARE TRANSACTION 'two'});
+$session->query(qq{BEGIN; TRUNCATE leaf, solo; $now; PREPARE TRANSACTION 'two'});
 $node->safe_psql('postgres', 'SELECT redstream.run_delayer()');
 is($redis->command('XLEN', 'redstream:stream:root'), 0, 'nothing is announced before COMMIT PREPARED');
-$session->query(q{COMMIT PREPARED 'two'});
-$node->safe_psql('postgres', 'SELECT redstream.run_delayer()');
-is(arrived(), 'root:1 root:2 solo:1 solo:2', 'COMMIT PREPARED');
 reconfigure($node, 'redstream.delay' => '5min');
+$redis->command('DEL', "redstream:stream:$_.delay") foreach qw(root solo);
+$session->query(q{COMMIT PREPARED 'two'});
+is(arrived(), 'root:1 root:2 solo:1 solo:2', 'COMMIT PREPARED');
 
 # Rows that are not announced when they come have to be when they go: of those that two
 # sessions insert all the time, each is announced once.

@@ -192,29 +192,6 @@ $session->query(q{
 is(join(' ', @{ (arrived('mails'))[0] }), join(' ', 1 .. 10000, 20001 .. 30000), 'a large transaction');
 is_deeply((arrived('other'))[0], ['"o"'], 'and its other stream');
 
-# ---- prepared transactions ----------------------------------------------------------------------
-
-# Moves what is due, and returns what the stream has then.
-sub delayed
-{
-	$node->safe_psql('postgres', 'SELECT FROM redstream.run_delayer()');
-	my @payloads = map { $_->[1]{payload} } take($redis, 'redstream:stream:mails');
-	return "@payloads";
-}
-
-$session->query(q{
-	BEGIN;
-	SELECT redstream.emit('mails', '1');
-	PREPARE TRANSACTION 'kept';
-	BEGIN;
-	SELECT redstream.emit('mails', '2');
-	PREPARE TRANSACTION 'lost'});
-settle($node, $redis);
-is(delayed(), '', 'two prepared transactions: nothing is announced');
-$session->query(q{ROLLBACK PREPARED 'lost'; COMMIT PREPARED 'kept'});
-is(delayed(), '1', 'the one that is committed is, by its delay message');
-is($redis->command('XLEN', 'redstream:stream:mails.delay'), 0, 'and nothing is left');
-
 # ---- who may --------------------------------------------------------------------------------------
 
 $node->safe_psql('postgres', 'CREATE ROLE mailer');
@@ -227,6 +204,14 @@ $node->safe_psql('postgres', 'GRANT EXECUTE ON FUNCTION redstream.emit TO mailer
 arrives('unless it is granted', q{SET ROLE mailer; SELECT redstream.emit('mails', '1'); RESET ROLE}, 1);
 
 # ---- what a crash leaves -------------------------------------------------------------------------------
+
+# Moves what is due, and returns what the stream has then.
+sub delayed
+{
+	$node->safe_psql('postgres', 'SELECT FROM redstream.run_delayer()');
+	my @payloads = map { $_->[1]{payload} } take($redis, 'redstream:stream:mails');
+	return "@payloads";
+}
 
 # A message is all that the transaction writes, and commits do not wait for the disk. This one does: what is announced has to be
 # committed.
@@ -260,13 +245,28 @@ $session = Redstream::Session->new($node);
 $session->query('\set VERBOSITY verbose');
 $redis->stop;
 wait_until('an outage', sub { !stats($node)->{connected} });
-like($session->query(q{SELECT redstream.emit('mails', '1')}),
+like($session->query(q{SET redstream.on_outage = error; SELECT redstream.emit('mails', '1'); RESET redstream.on_outage}),
 	qr/^ERROR:  58030: could not announce changes: Redis is not available/, 'no Redis, no commit');
 like($session->query(q{SET redstream.on_outage = skip; SELECT redstream.emit('mails', '2'); RESET redstream.on_outage}),
 	qr/^WARNING:  01000: changes of this transaction are not announced: Redis is not available/, 'unless it may be skipped');
 $redis->start;
 wait_until('a connection', sub { stats($node)->{connected} });
 arrives('Redis is back', q{SELECT redstream.emit('mails', '3')}, 3);
+
+# ---- prepared transactions ----------------------------------------------------------------------
+
+# From here on with a worker, which delivers them.
+reconfigure($node, 'redstream.databases' => '', 'redstream.delay' => '1h');
+$session->query(q{
+	BEGIN;
+	SELECT redstream.emit('mails', '1');
+	PREPARE TRANSACTION 'kept';
+	BEGIN;
+	SELECT redstream.emit('mails', '2');
+	PREPARE TRANSACTION 'lost'});
+is_deeply([ arrived('mails') ], [ [], [] ], 'two prepared transactions: nothing is announced');
+$session->query(q{ROLLBACK PREPARED 'lost'; COMMIT PREPARED 'kept'});
+is_deeply([ arrived('mails') ], [ ['1'], ['1'] ], 'the one that is committed is');
 
 $session->close;
 $node->stop;

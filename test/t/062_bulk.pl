@@ -275,12 +275,6 @@ arrives('caught in the statement', 'item', q{
 is($session->query('BEGIN;' . bulk('item', 'id < 3', 'DELETE FROM item') . '; ROLLBACK'), 2, 'rolled back');
 is((arrived('item'))[0], '', 'nothing is announced');
 
-is($session->query('BEGIN;' . bulk('item', 'id < 3', q{UPDATE item SET name = 'p' WHERE id = 1}) . q{; PREPARE TRANSACTION 'p'}), 2, 'prepared');
-settle($node, $redis);
-is($redis->command('EXISTS', 'redstream:stream:item'), 0, 'nothing is announced yet');
-$session->query(q{COMMIT PREPARED 'p'; SELECT FROM redstream.run_delayer()});
-is((arrived('item'))[0], '1a 2b 1p', 'it is with COMMIT PREPARED');
-
 # ---- partitions and shards -------------------------------------------------------------------------------------
 
 $node->safe_psql('postgres', q{
@@ -364,7 +358,8 @@ like($node->safe_psql('postgres', 'SELECT * FROM redstream.run_delayer()'), qr/^
 $session->query(q{SELECT setval('ran', 1, false)});
 $redis->stop;
 wait_until('an outage', sub { !stats($node)->{connected} });
-like($session->query(bulk('item', 'id < 4', 'UPDATE item SET n = wait()')), qr/^ERROR:  58030: could not announce changes/, 'no Redis');
+like($session->query('SET redstream.on_outage = error;' . bulk('item', 'id < 4', 'UPDATE item SET n = wait()')),
+	qr/^ERROR:  58030: could not announce changes/, 'no Redis');
 is($session->query('SELECT is_called FROM ran'), 'f', 'the statement has not begun');
 like($session->query('SET redstream.on_outage = skip;' . bulk('item', 'id < 4', 'UPDATE item SET n = 100 + wait() WHERE id < 4')),
 	qr/^WARNING:  01000: changes of this transaction are not announced.*\n3$/s, 'on_outage = skip');
@@ -427,6 +422,19 @@ is($session->query(bulk('many', 'id % 2 = 0', 'DELETE FROM many')), 50000, 'half
 is($session->query('SELECT count(*) FROM many'), 0, 'all are gone');
 $counts = counts();
 is($counts->{1} + ($counts->{2} || 0), 100000, 'all are announced');
+
+# ---- prepared --------------------------------------------------------------------------------------------------------
+
+# From here on with a worker, which delivers them.
+reset_item();
+reconfigure($node, 'redstream.databases' => '', 'redstream.delay' => '1h');
+is($session->query('BEGIN;' . bulk('item', 'id < 3', q{UPDATE item SET name = 'p' WHERE id = 1}) . q{; PREPARE TRANSACTION 'p'}), 2, 'prepared');
+settle($node, $redis);
+is($redis->command('EXISTS', 'redstream:stream:item'), 0, 'nothing is announced yet');
+is_deeply([ $redis->payloads('redstream:stream:item.delay') ], [ '{"id":1,"name":"a"}', '{"id":2,"name":"b"}' ],
+	'the delay messages from before the statement are there');
+$session->query(q{COMMIT PREPARED 'p'});
+is((arrived('item'))[0], '1a 2b 1p', 'it is with COMMIT PREPARED');
 
 is_deeply([ crashes($node) ], [], 'no crash');
 $_->close foreach $session, $other;

@@ -14,6 +14,7 @@ my $node = new_node(
 	'redstream.timeout' => '60s',
 	'redstream.delay' => '0',
 	'redstream.databases' => 'nobody',
+	'redstream.on_outage' => 'error',
 	'redstream.queue_size' => '1MB');
 my ($session, $other, $third) = map { Redstream::Session->new($node) } 1 .. 3;
 
@@ -234,7 +235,7 @@ sub check_many
 	$node->safe_psql('postgres', 'SELECT FROM redstream.run_delayer()');
 	my %announced = map { ($_->[1]{payload} => 1) } take($redis, 'redstream:stream:item');
 	is(scalar(keys %announced), 4000, "$what: and announced");
-	is($redis->command('XLEN', 'redstream:stream:item.delay'), 0, "$what: no delay message is left");
+	wait_until('the delay stream to be empty', sub { $redis->command('XLEN', 'redstream:stream:item.delay') == 0 });
 	is($node->safe_psql('postgres', 'SELECT count(*) FROM redstream.progress'), 0, "$what: it is over");
 	return;
 }
@@ -290,6 +291,22 @@ $output = $session->result;
 unlike($output, qr/ERROR|waiting for Redis/, 'it goes on when there is room');
 is($node->safe_psql('postgres', 'SELECT count(*), min(v), max(v) FROM item'), '20000|1|1', 'every row is updated once');
 is(arrived('item'), join(' ', 1 .. 20000), 'and announced once');
+
+# With on_outage = spool the batch that has begun goes to the spool, and those behind it wait all the same.
+reconfigure($node, 'redstream.on_outage' => 'spool', 'redstream.databases' => '', 'redstream.timeout' => '1s');
+make_item(rows(4000));
+$session->query('RESET redstream.wait_for_ack');
+my $spooled = stats($node)->{spooled};
+$session->send($many =~ s/\)$/, pause => '5 ms')/r);
+await_done(500);
+$redis->stop_signal;
+await_state('waiting');
+cmp_ok($other->query('SELECT done FROM redstream.progress'), '<', 4000, 'on_outage = spool: Redis hangs in the middle');
+is(stats($node)->{spooled}, $spooled + 50, 'on_outage = spool: one batch is in the spool');
+$redis->cont;
+$output = $session->result;
+wait_until('a connection', sub { stats($node)->{connected} });
+check_many('on_outage = spool', $output);
 
 is_deeply([ crashes($node) ], [], 'no crash');
 $_->close foreach $session, $other, $third;

@@ -24,7 +24,8 @@ use Time::HiRes qw(sleep time);
 
 my %settling;					# nodes that have what settle() needs
 
-our @EXPORT = qw(new_redis new_node wait_until reconfigure stats sender_pid process_pid sessions_waiting crashes settle take announced);
+our @EXPORT = qw(new_redis new_node wait_until reconfigure stats sender_pid process_pid sessions_waiting crashes settle delay_messages_now
+	take announced);
 
 # Starts a Redis, with options as in redis.conf.
 sub new_redis
@@ -147,9 +148,9 @@ sub crashes
 	  split /\n/, slurp_file($node->logfile, $offset);
 }
 
-# Returns when everything committed before has arrived on the main streams,
-# which the sender fills in the order of the commits: one more message, on a
-# stream of its own, has arrived.
+# Returns when everything committed before has arrived on the main streams: the spool
+# is empty, and one more message, on a stream of its own, has arrived, which the sender
+# fills in the order of the commits.
 sub settle
 {
 	my ($node, $redis) = @_;
@@ -158,14 +159,24 @@ sub settle
 		CREATE TABLE redstream_settled (id bigserial PRIMARY KEY);
 		SELECT redstream.attach('redstream_settled')})
 	  unless $settling{ $node->name }++;
-	my ($id, $key) = split /\|/, $node->safe_psql('postgres', q{
+	my ($id, $key, $spooled) = split /\|/, $node->safe_psql('postgres', q{
 		INSERT INTO redstream_settled DEFAULT VALUES
-		RETURNING id, redstream.stream_key('redstream_settled')});
+		RETURNING id, redstream.stream_key('redstream_settled'), (SELECT count(*) FROM redstream.spool)});
 	wait_until("message $id of settle()", sub {
 		grep { $_ eq qq({"id":$id}) } $redis->payloads($key);
 	});
+	wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 }) if $spooled > 0;
 	$redis->command('DEL', $key, "$key.delay");
 	return;
+}
+
+# SQL for the middle of a transaction: the delay messages of what it has changed so far
+# are in Redis when this is done.  Without it they are only sent when there are 64 kB of
+# them, and at COMMIT; PREPARE TRANSACTION leaves what has not been sent to the spool.
+sub delay_messages_now
+{
+	my ($table) = @_;
+	return "SELECT redstream.bulk('$table', 'false', 'DELETE FROM $table WHERE false')";
 }
 
 # Takes a stream's entries out of Redis: [id, {field => value}], oldest first.
