@@ -111,7 +111,10 @@ write_records(size_t start)
 	rs_log_cut(log, start);
 }
 
-/* The records that were forgotten are in Redis, as delay messages: a row a stream says which these are. */
+/*
+ * The records that were forgotten are in Redis, as delay messages: a row a stream says which these are.  They must
+ * be there, or have been announced, when the worker comes to that row: so they do not count as confirmed.
+ */
 static void
 write_publications(void)
 {
@@ -126,6 +129,7 @@ write_publications(void)
 	rs_delay_outcome(&outcome);
 	if (rs_current.published == NULL || !outcome.any)
 		return;
+	rs_transport_doubt();
 	publication.first = outcome.first;
 	publication.last = outcome.last;
 	publication.xids = rs_log_sorted_xids(log, &publication.nxids);

@@ -153,6 +153,29 @@ $node->safe_psql('postgres', q{
 emptied('item');
 is(scalar @{ payloads('item') }, 10_000, 'large transaction: announced once');
 
+# One that has to spool its end leaves the beginning to its delay messages: they are not confirmed
+# before the spooler could publish them.
+certain();
+$redis->command('DEL', 'redstream:stream:item');
+my $large = Redstream::Session->new($node);
+$large->query(q{
+	SET redstream.transaction_buffer = '64kB';
+	BEGIN; INSERT INTO item SELECT generate_series(20001, 25000)});
+my ($server) = @{ $redis->command('KEYS', 'redstream:server:*') };
+my $token = $redis->command('GET', $server);
+$redis->command('SET', $server, 'somebody else');
+my ($sender) = $redis->command('CLIENT', 'LIST') =~ /^id=(\d+) .*\bname=redstream-sender\b/m;
+$redis->command('CLIENT', 'KILL', 'ID', $sender);
+wait_until('the outage', sub { stats($node)->{last_error} =~ /another server/ });
+is($large->query('COMMIT'), '', 'large transaction in an outage: commits');
+wait_until('the delay messages to go', sub { $redis->command('XLEN', 'redstream:stream:item.delay') == 0 });
+$redis->command('SET', $server, $token, 'PX', 30_000);
+wait_until('the connection', sub { stats($node)->{connected} });
+settle($node, $redis);
+emptied('item');
+my %announced = map { $_ => 1 } @{ payloads('item') };
+is(scalar(keys %announced), 5000, 'and is announced completely');
+
 # What was announced late with repeat = always is repeated in front of what is confirmed later.
 reconfigure($node, 'redstream.delay' => '3s');
 certain();
