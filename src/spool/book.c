@@ -118,7 +118,7 @@ rs_spool_bucket(const char *ns, const char *stream)
 	return (RsBuckets) 1 << (hash % RS_BUCKETS);
 }
 
-int16
+int
 rs_spool_bucket_number(RsBuckets bucket)
 {
 	return pg_rightmost_one_pos32(bucket);

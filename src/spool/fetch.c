@@ -147,6 +147,7 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
 	old = MemoryContextSwitchTo(batch->context);
 	batch->rows = palloc(sizeof(RsSpooled) * ROWS_MAX);
 	batch->nrows = 0;
+	batch->bucket = bucket;
 	batch->first_left = 0;
 	batch->last = from = before != NULL ? Max(from, before->last) : from;
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT2EQ,
@@ -194,4 +195,6 @@ rs_spool_delete(const RsSpoolBatch *batch)
 	}
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(table, RowExclusiveLock);
+	CommandCounterIncrement();
+	UpdateActiveSnapshotCommandId();
 }

@@ -26,6 +26,9 @@ extern void rs_spool_shmem_init(void);
 /* The bucket of a stream. */
 extern RsBuckets rs_spool_bucket(const char *ns, const char *stream);
 
+/* Its number, from 0. */
+extern int	rs_spool_bucket_number(RsBuckets bucket);
+
 /* Is one of the buckets not NORMAL? */
 extern bool rs_spool_is_on(RsBuckets buckets);
 
@@ -118,6 +121,7 @@ typedef struct RsSpooled
 typedef struct RsSpoolBatch
 {
 	MemoryContext context;		/* of the rows; reset by rs_spool_fetch() */
+	RsBuckets	bucket;
 	RsSpooled  *rows;
 	int			nrows;
 	XLogRecPtr	last;			/* position of the last row that was looked at */
@@ -137,7 +141,7 @@ extern RsSpoolBatch *rs_spool_batch_create(MemoryContext parent);
 extern void rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
 						   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument);
 
-/* Deletes the rows that are done, as far as they are what was read.  In a transaction with a snapshot. */
+/* Deletes the rows that are done, as far as they are what was read; the snapshot does not show them any more.  In a transaction. */
 extern void rs_spool_delete(const RsSpoolBatch *batch);
 
 #endif							/* RS_SPOOL_H */

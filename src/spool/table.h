@@ -29,7 +29,4 @@ extern Relation rs_spool_table_open(LOCKMODE mode);
 /* Its index by bucket and position. */
 extern Relation rs_spool_index_open(LOCKMODE mode);
 
-/* The number of a bucket, as it is in the table. */
-extern int16 rs_spool_bucket_number(RsBuckets bucket);
-
 #endif							/* RS_SPOOL_TABLE_H */

@@ -146,7 +146,7 @@ list_xid(RsLog *log, RsMark *mark, uint64 xid)
 	mark->listed = xid;
 }
 
-const RsRecord *
+RsRecord *
 rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 			  const char *payload, size_t length)
 {

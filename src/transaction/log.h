@@ -13,7 +13,8 @@
 
 typedef struct RsRecord
 {
-	uint64		xid;			/* epoch-extended, of the (sub)transaction */
+	uint64		xid;			/* epoch-extended, of the (sub)transaction; once some records were written to the
+								 * spool: the position kept for this one */
 	int			stream;			/* rs_transaction_stream() */
 	uint32		length;			/* of the payload that follows */
 } RsRecord;
@@ -66,8 +67,8 @@ extern bool rs_log_has(const RsLog *log, int stream, const char *payload, size_t
 
 /* Appends a record made at this nesting level by this (sub)transaction; it stays where
  * it is until the next one. */
-extern const RsRecord *rs_log_append(RsLog *log, int level, uint64 xid, int stream,
-									 const char *payload, size_t length);
+extern RsRecord *rs_log_append(RsLog *log, int level, uint64 xid, int stream,
+							   const char *payload, size_t length);
 
 /* Forgets the records, all of which must be streamed. */
 extern void rs_log_forget(RsLog *log);

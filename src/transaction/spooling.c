@@ -4,7 +4,7 @@
  *
  * A transaction spools as a whole.  Once it has begun to, it sends no more delay messages; those that it has sent do no harm.
  * Records stay in the log until PRE_COMMIT, unless it grows too large.  Then those of the current
- * (sub)transaction alone are written, since its rollback takes the rows away again, and theirs only.
+ * (sub)transaction alone are written, since its rollback takes the rows away again, and its rows only.
  */
 #include "postgres.h"
 
@@ -18,8 +18,7 @@
 #include "transaction/stream.h"
 #include "transaction/transaction.h"
 
-/* Must be written before it is released, so that a level's own part is not row by row. */
-#define OWN_PART_MIN RS_CHUNK_SIZE
+#define OWN_PART_MIN RS_CHUNK_SIZE	/* of a level: or its records would be written one by one */
 
 static bool
 may_spool(void)
@@ -98,7 +97,7 @@ write_records(size_t start)
 		const RsRecord *record = (const RsRecord *) (log->data + at);
 		const RsStream *stream = rs_stream(record->stream);
 
-		row.position = rs_spool_position(0);
+		row.position = rs_current.numbered ? record->xid : rs_spool_position(0);
 		row.ns = stream->ns;
 		row.stream = stream->name;
 		row.data = RS_RECORD_PAYLOAD(record);
@@ -159,6 +158,29 @@ rs_spooling_finish(size_t start)
 	write_publications();
 }
 
+/*
+ * Records of outer levels are older than those of inner ones that are written before them.  So from now on each has its
+ * position at once; which transaction it is of, is not needed any more.
+ */
+static void
+number_records(void)
+{
+	RsLog	   *log = rs_current.log;
+	size_t		at = 0;
+
+	if (rs_current.numbered)
+		return;
+	reserve_publications();
+	while (at < log->used)
+	{
+		RsRecord   *record = (RsRecord *) (log->data + at);
+
+		record->xid = rs_spool_position(0);
+		at += RS_RECORD_SIZE(record->length);
+	}
+	rs_current.numbered = true;
+}
+
 void
 rs_spooling_relieve(void)
 {
@@ -167,5 +189,6 @@ rs_spooling_relieve(void)
 	if (rs_current.log->used - own < OWN_PART_MIN)
 		return;
 	begin();
+	number_records();
 	write_records(own);
 }

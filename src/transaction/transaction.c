@@ -112,7 +112,7 @@ limit_log(size_t length)
 void
 rs_transaction_record(int stream, const char *payload, size_t length, bool repeatable)
 {
-	const RsRecord *record;
+	RsRecord   *record;
 	RsLog	   *log;
 
 	rs_transaction_check_size(length);
@@ -137,6 +137,8 @@ rs_transaction_record(int stream, const char *payload, size_t length, bool repea
 	record = rs_log_append(log, GetCurrentTransactionNestLevel(),
 						   U64FromFullTransactionId(GetCurrentFullTransactionId()),
 						   stream, payload, length);
+	if (rs_current.numbered)
+		record->xid = rs_spool_position(0);
 	rs_current.unsent += rs_stream_delay_size(record);
 	if (rs_current.stage == RS_STAGE_PLACED)
 		rs_announce(log->used - RS_RECORD_SIZE(length), false);

@@ -264,7 +264,8 @@ rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 		RsWorkStream *stream = rs_work_stream(work, spooled->row.stream);
 		Commands	commands;
 
-		if (stream->refused_until != 0)
+		spooled->done = spooled->row.publication;	/* left to its delay messages */
+		if (spooled->done || stream->refused_until != 0)
 			continue;
 		make_commands(&commands, &spooled->row);
 		if (!ask(work, stream, lengthof(commands.delay), commands.delay, commands.delay_lengths, error))

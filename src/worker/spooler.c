@@ -75,6 +75,26 @@ is_refused(void *argument, const char *ns, const char *stream)
 	return rs_work_stream(argument, stream)->refused_until != 0;
 }
 
+static void
+note_refused(RsSpooler *spooler, int bucket, XLogRecPtr position)
+{
+	if (position != 0 && (spooler->refused[bucket] == 0 || position < spooler->refused[bucket]))
+		spooler->refused[bucket] = position;
+}
+
+/* Deletes what has landed; in a transaction. */
+static void
+clear_landed(RsSpooler *spooler)
+{
+	RsSpoolBatch *landed = spooler->landed;
+
+	for (int i = 0; i < landed->nrows; i++)
+		if (!landed->rows[i].done)
+			note_refused(spooler, rs_spool_bucket_number(landed->bucket), landed->rows[i].row.position);
+	rs_spool_delete(landed);
+	landed->nrows = 0;
+}
+
 /* Deletes what has landed, and reads the next batch, behind "before". */
 static void
 turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
@@ -82,15 +102,26 @@ turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
 	RsSpooler  *spooler = work->spooler;
 
 	rs_work_begin(work);
-	rs_spool_delete(spooler->landed);
+	clear_landed(spooler);
 	rs_spool_fetch(spooler->next, (RsBuckets) 1 << bucket, spooler->from[bucket], before, is_refused, work);
 	rs_work_end(work);
-	spooler->landed->nrows = 0;
 	spooler->caught_up = spooler->next->end;
 	if (spooler->next->nrows > 0)
 		spooler->lag = GetCurrentTimestamp() - spooler->next->rows[0].spooled_at;
-	if (spooler->next->first_left != 0 && spooler->refused[bucket] == 0)
-		spooler->refused[bucket] = spooler->next->first_left;
+	note_refused(spooler, bucket, spooler->next->first_left);
+}
+
+/* Delivers row by row the batch that is to land.  If that is broken off it is read again. */
+static Drained
+land_alone(RsWork *work, RsError *error)
+{
+	RsSpooler  *spooler = work->spooler;
+	RsDelivery	delivery = rs_deliver_alone(work, spooler->landed, error);
+
+	if (delivery == RS_DELIVERY_DONE)
+		return DRAINED_SOME;
+	spooler->landed->nrows = 0;
+	return delivery == RS_DELIVERY_LATER ? DRAINED_LATER : DRAINED_LOST;
 }
 
 /* The batch has flown: it is marked, and lands. */
@@ -108,17 +139,7 @@ land(RsWork *work, RsError *error)
 	spooler->flying = empty;
 	for (int i = 0; i < spooler->landed->nrows && !refused; i++)
 		spooler->landed->rows[i].done = true;
-	if (!refused || spooler->landed->rows[0].row.publication)
-		return DRAINED;
-	switch (rs_deliver_alone(work, spooler->landed, error))
-	{
-		case RS_DELIVERY_DONE:
-			return DRAINED_SOME;
-		case RS_DELIVERY_LATER:
-			return DRAINED_LATER;
-		default:
-			return DRAINED_LOST;
-	}
+	return refused ? land_alone(work, error) : DRAINED;
 }
 
 /* Delivers the next batch: DRAINED_SOME when what was read behind it is to be read again. */
@@ -130,15 +151,12 @@ deliver(RsWork *work, int bucket, RsError *error)
 
 	if (rs_deliver_is_delicate(work, batch))
 	{
-		RsDelivery	delivery = rs_deliver_alone(work, batch, error);
-
-		if (delivery == RS_DELIVERY_LOST)
-			return DRAINED_LOST;
-		if (delivery == RS_DELIVERY_LATER)
-			return DRAINED_LATER;
+		rs_work_begin(work);
+		clear_landed(spooler);
+		rs_work_end(work);
 		spooler->next = spooler->landed;
 		spooler->landed = batch;
-		return DRAINED_SOME;
+		return land_alone(work, error);
 	}
 	switch (rs_deliver_send(work, batch, &spooler->flight, error))
 	{

@@ -123,9 +123,10 @@ like($session->query(q{SET redstream.on_outage = skip; INSERT INTO item VALUES (
 	qr/changes of this transaction are not announced/, 'on_outage = skip gives up');
 is($session->query(q{RESET redstream.on_outage; SET redstream.wait_for_ack = off; INSERT INTO item VALUES (22)}), '',
 	'wait_for_ack = off spools');
-is(spool(), '{"id":22,"n":0}', 'its message is there');
-is($session->query('RESET redstream.wait_for_ack; TRUNCATE item'), '', 'TRUNCATE');
-is(stats($node)->{spool_rows}, 10, 'announces every row');
+is(spool(), '{"id":22,"n":0}', 'its message is there, and nothing of the others');
+my $rows = $session->query('RESET redstream.wait_for_ack; SELECT count(*) FROM item');
+is($session->query('TRUNCATE item'), '', 'TRUNCATE');
+is(stats($node)->{spool_rows}, 1 + $rows, 'announces every row');
 bring_redis_back();
 
 # ---- restarts ---------------------------------------------------------------------------------
