@@ -30,11 +30,12 @@ my $sessions = 3;		# of each
 srand $seed;
 note "seed $seed";
 
-# no worker: what is trimmed cannot be compared
+# no worker: what is trimmed cannot be compared.  So there is nobody for the spool either.
 my $redis = new_redis(appendonly => 'yes', appendfsync => 'always');
 my $node = new_node('main', $redis,
 	'redstream.databases' => 'nobody',
 	'redstream.timeout' => '500ms',
+	'redstream.on_outage' => 'error',
 	'restart_after_crash' => 'on',
 	'wal_writer_delay' => '10s',
 	'log_statement' => 'none',
