@@ -22,6 +22,7 @@ int			rs_repeat;
 int			rs_trim_interval;
 char	   *rs_databases;
 bool		rs_wait_for_ack;
+int			rs_wait_replicas;
 int			rs_on_outage;
 int			rs_queue_size;
 int			rs_transaction_buffer;
@@ -124,6 +125,12 @@ define_connection_settings(void)
 							"Also the time allowed for connecting. Whatever progress Redis makes, one wait never takes longer than ten times this.",
 							&rs_timeout, 1000, 10, 600000,
 							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("redstream.wait_replicas",
+							"Redis replicas that must have what Redis acknowledges.",
+							"With fewer of them Redis counts as away.",
+							&rs_wait_replicas, 0, 0, 100,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 }
 

@@ -29,6 +29,7 @@ extern int	rs_repeat;			/* RsRepeatPolicy */
 extern int	rs_trim_interval;	/* milliseconds */
 extern char *rs_databases;		/* a list of names; empty: all */
 extern bool rs_wait_for_ack;
+extern int	rs_wait_replicas;	/* that must have what Redis acknowledges */
 extern int	rs_on_outage;		/* RsOutagePolicy */
 extern int	rs_queue_size;		/* kilobytes, of each lane */
 extern int	rs_transaction_buffer;	/* kilobytes */

@@ -5,6 +5,10 @@
  * Every error is an outage but WRONGTYPE, which no retry heals: such a command
  * counts as answered, and the transaction it belongs to, if it still waits, is
  * told.  So does an entry that has proved to be hopeless.
+ *
+ * With redstream.wait_replicas what is written together is followed by one WAIT, whose answer
+ * acknowledges it.  Redis executes nothing that comes behind a WAIT on its connection before that is
+ * answered; so what comes meanwhile stays in the lanes and makes the next group.
  */
 #include "postgres.h"
 
@@ -23,6 +27,10 @@
 #define CLAIM_INTERVAL 10000000 /* microseconds between two claims of the server key, which
 								 * holds for RS_SERVER_TTL_S */
 
+/* For how long Redis waits for replicas: its answer is to come before its silence counts, and
+ * before a transaction has lost its patience. */
+#define WAIT_MS (rs_timeout * 3 / 4)
+
 static RsEntryNumber next_delay;	/* first entries that are not under way */
 static RsEntryNumber next_main;
 static size_t main_bytes;		/* of main messages under way */
@@ -33,6 +41,9 @@ static uint64 heard_at;			/* the last sign of Redis, or the first command after 
 static uint64 look_at = RS_FOREVER; /* when to look at the first open place again */
 static uint64 claim_at;			/* when to renew the claim of the server key */
 static bool claiming;			/* a claim is under way */
+static uint32 unconfirmed;		/* flights that write and are not acknowledged */
+static bool waiting;			/* a WAIT is under way */
+static bool held;				/* the publication goes on when its copies are acknowledged */
 
 void
 rs_exchange_claim(void)
@@ -51,7 +62,12 @@ rs_exchange_rewind(void)
 	delay_flights = 0;
 	publishing = false;
 	claiming = false;
-	claim_at = rs_now() + CLAIM_INTERVAL;
+	unconfirmed = 0;
+	waiting = false;
+	held = false;
+
+	/* WAIT says nothing on a connection that has written nothing. */
+	claim_at = rs_wait_replicas > 0 ? 0 : rs_now() + CLAIM_INTERVAL;
 }
 
 /* ---- what a transaction is told ------------------------------------------------ */
@@ -106,7 +122,7 @@ note_refusal(const RsFlight *flight)
 static bool
 may_queue(int reserve)
 {
-	return rs_flights_room() > reserve && (rs_link_is_proven() || rs_flights_empty());
+	return !waiting && rs_flights_room() > reserve && (rs_link_is_proven() || rs_flights_empty());
 }
 
 static void
@@ -114,6 +130,7 @@ queue_flight(const RsFlight *flight)
 {
 	if (rs_flights_empty())
 		heard_at = rs_now();
+	unconfirmed += flight->writes;
 	rs_flights_push(flight);
 }
 
@@ -143,6 +160,7 @@ queue_entry(RsLane *lane, RsEntryNumber number, bool empty)
 	if (!empty)
 	{
 		flight.replies = entry->commands;
+		flight.writes = true;
 		flight.npieces = rs_lane_pieces(lane, entry, flight.pieces);
 		flight.counted = lane == &rs_shared->main ? entry->length : 0;
 		main_bytes += flight.counted;
@@ -232,7 +250,7 @@ queue_claim(void)
 {
 	static StringInfoData command;
 	const char *words[RS_CLAIM_WORDS];
-	RsFlight	flight = {.kind = RS_FLIGHT_CLAIM,.replies = 1,.npieces = 1};
+	RsFlight	flight = {.kind = RS_FLIGHT_CLAIM,.replies = 1,.writes = true,.npieces = 1};
 	RsKey		key;
 
 	if (claiming || rs_now() < claim_at || !may_queue(0))
@@ -255,11 +273,35 @@ queue_claim(void)
 	queue_flight(&flight);
 }
 
+/* Asks whether the replicas have what was written. */
+static void
+queue_wait(void)
+{
+	static char command[64];
+	char		replicas[12];
+	char		timeout[12];
+	const char *words[] = {"WAIT", replicas, timeout};
+	RsFlight	flight = {.kind = RS_FLIGHT_WAIT,.replies = 1,.npieces = 1};
+
+	if (rs_wait_replicas == 0 || waiting || unconfirmed == 0)
+		return;
+	snprintf(replicas, sizeof(replicas), "%d", rs_wait_replicas);
+	snprintf(timeout, sizeof(timeout), "%d", WAIT_MS);
+	flight.pieces[0].iov_base = command;
+	flight.pieces[0].iov_len = rs_redis_command_write(command, 3, words, NULL) - command;
+	waiting = true;
+	queue_flight(&flight);
+}
+
 /* ---- replies ------------------------------------------------------------------------ */
 
+/* The flight is acknowledged. */
 static void
 complete(const RsFlight *flight)
 {
+	unconfirmed -= flight->writes;
+	if (flight->kind == RS_FLIGHT_RANGE || flight->kind == RS_FLIGHT_WAIT)
+		return;
 	if (flight->kind == RS_FLIGHT_CLAIM)
 	{
 		claiming = false;
@@ -271,8 +313,13 @@ complete(const RsFlight *flight)
 		/* A long publication need not be over to count as a recovery. */
 		if (rs_publication_copied())
 			rs_link_absolve(&rs_shared->main, published);
+		rs_stats_add(RS_COUNT_ACKNOWLEDGED, flight->taken);
+		if (held)
+			continue_publication();
+		held = false;
 		return;
 	}
+	rs_stats_add(is_delay(flight) ? RS_COUNT_DELAYED : RS_COUNT_ACKNOWLEDGED, flight->taken);
 	main_bytes -= flight->counted;
 	delay_flights -= is_delay(flight);
 	if (publishing && flight->lane == &rs_shared->main && flight->entry == published)
@@ -280,16 +327,25 @@ complete(const RsFlight *flight)
 	rs_lane_acknowledge(flight->lane, flight->entry);
 }
 
-/* Completes the flights at the front that expect no more replies. */
+/* Takes the flights off that expect no more replies and, unless the replicas "have" them, no
+ * answer to a WAIT either. */
 static void
-settle(void)
+settle(bool have)
 {
 	RsFlight   *flight;
 
-	while ((flight = rs_flights_front()) != NULL && flight->replies == 0)
+	for (;;)
 	{
-		complete(flight);
-		rs_flights_pop();
+		if ((flight = rs_flights_front()) != NULL && flight->replies == 0)
+			rs_flights_answered();
+		else if ((flight = rs_flights_oldest()) != NULL &&
+				 (have || rs_wait_replicas == 0 || !flight->writes))
+		{
+			complete(flight);
+			rs_flights_pop();
+		}
+		else
+			break;
 	}
 }
 
@@ -307,7 +363,8 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 
 	rs_redis_error(&why, "%s: %.*s", is_delay(flight) ? "delay message" :
 				   flight->kind == RS_FLIGHT_RANGE ? "XRANGE" :
-				   flight->kind == RS_FLIGHT_CLAIM ? "server key" : "main message",
+				   flight->kind == RS_FLIGHT_CLAIM ? "server key" :
+				   flight->kind == RS_FLIGHT_WAIT ? "WAIT" : "main message",
 				   (int) reply->length, reply->text);
 	if (!starts_with(reply, "WRONGTYPE") || flight->kind == RS_FLIGHT_CLAIM)
 	{
@@ -323,6 +380,35 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 	return true;
 }
 
+/* Queues the copies that a range brings, and what follows them.  Copies that the replicas have to have are alone until
+ * they do: a failure goes on from what is acknowledged. */
+static void
+handle_range(const RsReply *reply)
+{
+	RsFlight	copies;
+
+	rs_publication_receive(reply, &copies);
+	queue_flight(&copies);
+	held = rs_wait_replicas > 0;
+	if (!held)
+		continue_publication();
+}
+
+/* So many replicas have what was written before the WAIT.  False when that is too few: an outage. */
+static bool
+handle_wait(const RsReply *reply)
+{
+	long long	have = reply->type == RS_REPLY_INTEGER ? reply->integer : 0;
+	RsError		why;
+
+	waiting = false;
+	if (have >= rs_wait_replicas)
+		return true;
+	rs_redis_error(&why, "only %lld of %d replicas have acknowledged", have, rs_wait_replicas);
+	rs_link_give_up(why.text, RS_TROUBLE_SILENCE);
+	return false;
+}
+
 /* One reply to the flight at the front.  False when the connection was given up. */
 static bool
 handle_reply(RsFlight *flight, const RsReply *reply)
@@ -331,25 +417,21 @@ handle_reply(RsFlight *flight, const RsReply *reply)
 
 	if (refused && !survive_error(flight, reply))
 		return false;
-	if (flight->kind == RS_FLIGHT_RANGE)
-	{
-		RsFlight	copies;
-
-		rs_flights_pop();
-		rs_publication_receive(reply, &copies);
-		rs_flights_push(&copies);
-		continue_publication();
-		return true;
-	}
 	flight->replies--;
-	if (refused)
+	if (flight->kind == RS_FLIGHT_RANGE)
+		handle_range(reply);
+	else if (flight->kind == RS_FLIGHT_WAIT)
+		return handle_wait(reply);
+	else if (refused)
 		return true;
-	if (flight->kind == RS_FLIGHT_CLAIM)
+	else if (flight->kind == RS_FLIGHT_CLAIM)
 		return rs_link_judge_claim(reply->type == RS_REPLY_INTEGER && reply->integer == 1);
-	if (is_delay(flight))
-		note_id(flight, reply);
-	if (reply->type == RS_REPLY_STRING)	/* not a stream's listing */
-		rs_stats_add(is_delay(flight) ? RS_COUNT_DELAYED : RS_COUNT_ACKNOWLEDGED, 1);
+	else
+	{
+		if (is_delay(flight))
+			note_id(flight, reply);
+		flight->taken += reply->type == RS_REPLY_STRING;	/* not a stream's listing */
+	}
 	return true;
 }
 
@@ -359,6 +441,8 @@ rs_exchange_receive(void)
 	RsError		error;
 	RsReply		reply;
 	RsFlight   *flight;
+	bool		acknowledges;
+	bool		have;
 	int			result = rs_redis_read(rs_link_connection(), &error);
 
 	if (result > 0)
@@ -369,9 +453,13 @@ rs_exchange_receive(void)
 								&reply, &error);
 		if (result <= 0)
 			break;
+		acknowledges = rs_wait_replicas == 0 || !flight->writes;
+		have = flight->kind == RS_FLIGHT_WAIT;
 		if (!handle_reply(flight, &reply))
 			return;
-		settle();
+		settle(have);
+		if (!acknowledges)
+			continue;
 		pg_atomic_write_u64(&rs_shared->progress, heard_at);
 		rs_link_prove();
 	}
@@ -389,7 +477,7 @@ rs_exchange_receive(void)
 static void
 promise_attention(void)
 {
-	RsAttention attention = delay_flights > 0 ? RS_ATTENTION_REPLY :
+	RsAttention attention = delay_flights > 0 || waiting ? RS_ATTENTION_REPLY :
 		look_at != RS_FOREVER ? RS_ATTENTION_SOON : RS_ATTENTION_NONE;
 
 	pg_atomic_write_u32(&rs_shared->attention, attention);
@@ -410,8 +498,9 @@ rs_exchange_send(void)
 		queue_claim();
 		queue_delay();
 		queue_main();
-		settle();				/* void places complete by themselves */
+		settle(false);			/* void places complete by themselves */
 	} while (rs_flights_empty() && next_main != before);
+	queue_wait();
 
 	if (rs_flights_empty())
 		rs_link_prove();
@@ -434,7 +523,8 @@ rs_exchange_check_silence(void)
 
 	if (rs_now() < silence_at())
 		return;
-	rs_redis_error(&why, "no reply from Redis for %d ms", rs_timeout);
+	rs_redis_error(&why, "no reply from Redis for %d ms%s", rs_timeout,
+				   waiting ? ", in which it waits for its replicas" : "");
 	rs_link_give_up(why.text, RS_TROUBLE_SILENCE);
 }
 

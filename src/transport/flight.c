@@ -8,12 +8,13 @@
 #include "transport/flight.h"
 
 #define CAPACITY 4096
-#define RESERVE 2				/* a range's reply takes one away and adds three */
+#define RESERVE 4				/* a range's reply adds two, their end one, and behind all is a WAIT */
 #define PIECES_PER_WRITE 128	/* well below IOV_MAX */
 
 static struct
 {
 	RsFlight	ring[CAPACITY];
+	uint64		oldest;			/* first one not acknowledged */
 	uint64		front;			/* replies come for this one */
 	uint64		unwritten;		/* first one with bytes to be written */
 	uint64		end;
@@ -28,7 +29,7 @@ at(uint64 number)
 int
 rs_flights_room(void)
 {
-	return CAPACITY - RESERVE - (int) (flights.end - flights.front);
+	return CAPACITY - RESERVE - (int) (flights.end - flights.oldest);
 }
 
 bool
@@ -40,7 +41,7 @@ rs_flights_empty(void)
 void
 rs_flights_push(const RsFlight *flight)
 {
-	Assert(flights.end - flights.front < CAPACITY);
+	Assert(flights.end - flights.oldest < CAPACITY);
 	*at(flights.end++) = *flight;
 }
 
@@ -51,18 +52,32 @@ rs_flights_front(void)
 }
 
 void
-rs_flights_pop(void)
+rs_flights_answered(void)
 {
 	Assert(!rs_flights_empty());
 	flights.front++;
 	flights.unwritten = Max(flights.unwritten, flights.front);
 }
 
-/* How many messages of ours the flight still has to bring home. */
+RsFlight *
+rs_flights_oldest(void)
+{
+	return flights.oldest == flights.front ? NULL : at(flights.oldest);
+}
+
+void
+rs_flights_pop(void)
+{
+	Assert(flights.oldest < flights.front);
+	flights.oldest++;
+}
+
+/* How many messages of ours the flight has to bring home. */
 static uint64
 messages(const RsFlight *flight)
 {
-	return flight->kind == RS_FLIGHT_ENTRY || flight->kind == RS_FLIGHT_COPY ? flight->replies : 0;
+	return flight->kind == RS_FLIGHT_ENTRY || flight->kind == RS_FLIGHT_COPY ?
+		flight->replies + flight->taken : 0;
 }
 
 uint64
@@ -70,9 +85,9 @@ rs_flights_clear(void)
 {
 	uint64		written = 0;
 
-	for (uint64 i = flights.front; i < flights.unwritten; i++)
+	for (uint64 i = flights.oldest; i < flights.unwritten; i++)
 		written += messages(at(i));
-	flights.front = flights.unwritten = flights.end;
+	flights.oldest = flights.front = flights.unwritten = flights.end;
 	return written;
 }
 

@@ -4,9 +4,11 @@
  *
  * A flight is a run of commands and the number of replies it still expects.
  * Flights are written in the order they were queued, and Redis answers in that
- * order, so that every reply belongs to the flight at the front.  A flight does not own its
+ * order, so that every reply belongs to the flight at the front.  One that is
+ * answered stays, until it is acknowledged: with redstream.wait_replicas by the
+ * answer to a WAIT behind it, else at once.  A flight does not own its
  * bytes: those of an entry stay in its lane until it is acknowledged, those of
- * a range or of copies in the publication until its end is.
+ * a range or of copies in the publication until it is answered.
  */
 #ifndef RS_TRANSPORT_FLIGHT_H
 #define RS_TRANSPORT_FLIGHT_H
@@ -18,13 +20,16 @@ typedef enum RsFlightKind
 	RS_FLIGHT_ENTRY,			/* an entry of a lane; acknowledged when answered */
 	RS_FLIGHT_RANGE,			/* a publication's XRANGE */
 	RS_FLIGHT_COPY,				/* a publication's XADDs */
-	RS_FLIGHT_CLAIM				/* of the server key */
+	RS_FLIGHT_CLAIM,			/* of the server key */
+	RS_FLIGHT_WAIT				/* for the replicas */
 } RsFlightKind;
 
 typedef struct RsFlight
 {
 	RsFlightKind kind;
-	uint32		replies;		/* still to come; 0: complete when it is at the front */
+	uint32		replies;		/* still to come; 0: answered when it is at the front */
+	uint32		taken;			/* messages that Redis has taken */
+	bool		writes;			/* the replicas have to have it, too */
 	RsLane	   *lane;			/* of an entry */
 	RsEntryNumber entry;
 	uint32		counted;		/* bytes counted against the main lane's window */
@@ -34,12 +39,18 @@ typedef struct RsFlight
 
 /* How many more there is room for. */
 extern int	rs_flights_room(void);
+/* Is nothing left to be answered? */
 extern bool rs_flights_empty(void);
 extern void rs_flights_push(const RsFlight *flight);
 /* The one whose replies come next; NULL when there is none. */
 extern RsFlight *rs_flights_front(void);
+/* It is answered. */
+extern void rs_flights_answered(void);
+/* The first of those that are answered; NULL when there is none. */
+extern RsFlight *rs_flights_oldest(void);
+/* It is acknowledged. */
 extern void rs_flights_pop(void);
-/* Forgets all; returns how many messages were written and not answered. */
+/* Forgets all; returns how many messages were written and not acknowledged. */
 extern uint64 rs_flights_clear(void);
 /* Are bytes left to be written? */
 extern bool rs_flights_unwritten(void);

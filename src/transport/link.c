@@ -144,7 +144,7 @@ note_suspect(bool own)
 	RsLane	   *lane;
 	RsEntryNumber entry;
 
-	if (front == NULL || front->kind == RS_FLIGHT_CLAIM)
+	if (front == NULL || front->kind == RS_FLIGHT_CLAIM || front->kind == RS_FLIGHT_WAIT)
 		return;
 	lane = front->kind == RS_FLIGHT_ENTRY ? front->lane : &rs_shared->main;
 	entry = pg_atomic_read_u64(&lane->tail);

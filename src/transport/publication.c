@@ -9,7 +9,8 @@
  *
  * One range is read, its copies are queued and then the next range, so that
  * writing and reading overlap.  The reply to a range therefore proves that the
- * copies before it were acknowledged, and one buffer serves them all.  After
+ * copies before it were answered, and one buffer serves them all.  (With
+ * redstream.wait_replicas the next range is queued when the copies are acknowledged.)  After
  * a failure the publication goes on behind the last acknowledged copy: at
  * most one chunk is announced twice, in order.
  *
@@ -436,5 +437,6 @@ rs_publication_receive(const RsReply *reply, RsFlight *flight)
 	else
 		receive_last(entries, count);
 	publication.queued = publication.read;
+	flight->writes = flight->replies > 0;
 	set_bytes(flight, &publication.copies);
 }

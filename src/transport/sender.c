@@ -30,13 +30,15 @@
 
 static uint64 drain_until;		/* when a shutdown waits no longer; 0: none is pending */
 
-/* Takes up changed settings; another address means another connection. */
+/* Takes up changed settings.  Another address means another connection; so does another number of replicas, since
+ * what is under way has a WAIT behind it or has not. */
 static void
 reload(void)
 {
 	char	   *url;
 	char	   *password_file;
 	int			namespace_generation = rs_namespace_generation;
+	int			wait_replicas = rs_wait_replicas;
 
 	if (!ConfigReloadPending)
 		return;
@@ -44,7 +46,8 @@ reload(void)
 	url = pstrdup(rs_url);
 	password_file = pstrdup(rs_password_file);
 	ProcessConfigFile(PGC_SIGHUP);
-	if (strcmp(url, rs_url) != 0 || strcmp(password_file, rs_password_file) != 0)
+	if (strcmp(url, rs_url) != 0 || strcmp(password_file, rs_password_file) != 0 ||
+		wait_replicas != rs_wait_replicas)
 	{
 		ereport(LOG, (errmsg("redstream: connecting anew, as the settings have changed")));
 		rs_link_renew();

@@ -5,8 +5,11 @@
 #	$redis->kill9; $redis->start;
 #
 # It listens on a Unix socket only.  It is stopped, and its directory removed,
-# when the test ends.  A test that wants a port, a replica or TLS passes the
-# options for them: they are those of redis.conf.
+# when the test ends.  A test that wants a port or TLS passes the options for them:
+# they are those of redis.conf; one of several words is an array.  Of a Redis with a port
+# there can be replicas:
+#
+#	my $replica = $redis->replica(port => get_free_port());
 
 package Redstream::Redis;
 
@@ -56,6 +59,30 @@ sub url
 	return "unix://$self->{socket}" . ($database ? "?db=$database" : '');
 }
 
+# Starts a replica of it, with these options, and waits until it has what there is.
+sub replica
+{
+	my ($self, %options) = @_;
+	my $replica = ref($self)->new(replicaof => [ '127.0.0.1', $self->{options}{port} ], %options);
+
+	$replica->wait_replicating;
+	return $replica;
+}
+
+# Waits until it has caught up with its master.
+sub wait_replicating
+{
+	my ($self) = @_;
+	my $deadline = time + 30;
+
+	until ($self->command('INFO', 'replication') =~ /^master_link_status:up/m)
+	{
+		croak 'this Redis does not replicate' if time > $deadline;
+		sleep 0.02;
+	}
+	return;
+}
+
 sub socket_path { return $_[0]->{socket}; }
 sub directory { return "$_[0]->{directory}"; }
 sub pid { return $_[0]->{pid}; }
@@ -73,7 +100,9 @@ sub configure
 sub start
 {
 	my ($self) = @_;
-	my @arguments = map { ("--$_", $self->{options}{$_}) } sort keys %{ $self->{options} };
+	my $options = $self->{options};
+	my @arguments =
+	  map { ("--$_", ref $options->{$_} ? @{ $options->{$_} } : $options->{$_}) } sort keys %$options;
 
 	croak 'this Redis is running' if $self->{pid};
 	unlink $self->{socket};
