@@ -372,7 +372,8 @@ CREATE FUNCTION redstream.stats_row(
     OUT dropped       bigint,
     OUT trimmed       bigint,
     OUT expired       bigint,
-    OUT errors        bigint)
+    OUT errors        bigint,
+    OUT losses        bigint)
     VOLATILE
     LANGUAGE C AS 'MODULE_PATHNAME', 'redstream_stats';
 COMMENT ON FUNCTION redstream.stats_row() IS 'The row of redstream.stats.';
@@ -404,6 +405,7 @@ COMMENT ON COLUMN redstream.stats.dropped IS 'Delay messages that were due and r
 COMMENT ON COLUMN redstream.stats.trimmed IS 'Main messages that were trimmed.';
 COMMENT ON COLUMN redstream.stats.expired IS 'Of these, the ones that expired before every consumer had read them, counted once for each such consumer.';
 COMMENT ON COLUMN redstream.stats.errors IS 'Connections lost and commands refused.';
+COMMENT ON COLUMN redstream.stats.losses IS 'Times that Redis came back with less than it had acknowledged: what consumers have not read by then may be lost to them.';
 
 CREATE FUNCTION redstream.worker_rows(
     OUT database      name,

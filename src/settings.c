@@ -95,10 +95,12 @@ check_databases(char **newval, void **extra, GucSource source)
 	return valid;
 }
 
+/* Called at every reload, whether or not the value is another one. */
 static void
 assign_namespace(const char *newval, void *extra)
 {
-	rs_namespace_generation++;
+	if (rs_namespace == NULL || strcmp(rs_namespace, newval) != 0)
+		rs_namespace_generation++;
 }
 
 /* What says where Redis is, and how long it may take. */

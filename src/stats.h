@@ -25,6 +25,7 @@ typedef enum RsCounter
 	RS_COUNT_TRIMMED,			/* main messages trimmed, expired ones included */
 	RS_COUNT_EXPIRED,			/* of those: before every consumer had read them */
 	RS_COUNT_ERRORS,			/* connections lost and commands refused */
+	RS_COUNT_LOSSES,			/* times that Redis had less than it had acknowledged */
 	RS_COUNTERS
 } RsCounter;
 

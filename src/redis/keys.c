@@ -219,6 +219,13 @@ rs_redis_async_key(RsKey *key, const char *ns, const char *server)
 }
 
 void
+rs_redis_marker_key(RsKey *key, const char *ns, const char *server)
+{
+	begin(key, ns, "marker");
+	append(key, server);
+}
+
+void
 rs_redis_streams_key(RsKey *key, const char *ns, uint64_t system, uint32_t database)
 {
 	char		numbers[40];

@@ -102,13 +102,15 @@ extern void rs_redis_delayer_offset_key(RsKey *key, const char *ns, const char *
 
 /* Ours, which the Ruby library does not know: the set of registered consumers; a hash
  * of what the trimmer remembers of a stream; a mark that the delayer flushes it; who speaks for a server, which is
- * "<system identifier>:<timeline>"; whether commits of that server did not always wait for the disk; the set of the streams that a database has
+ * "<system identifier>:<timeline>"; whether commits of that server did not always wait for the disk; how much of it
+ * Redis has; the set of the streams that a database has
  * written to. */
 extern void rs_redis_consumers_key(RsKey *key, const char *ns, const char *stream);
 extern void rs_redis_history_key(RsKey *key, const char *ns, const char *stream);
 extern void rs_redis_flush_key(RsKey *key, const char *ns, const char *stream);
 extern void rs_redis_server_key(RsKey *key, const char *ns, const char *server);
 extern void rs_redis_async_key(RsKey *key, const char *ns, const char *server);
+extern void rs_redis_marker_key(RsKey *key, const char *ns, const char *server);
 extern void rs_redis_streams_key(RsKey *key, const char *ns, uint64_t system, uint32_t database);
 
 /* ---- stream_id.c: ids as two unsigned 64-bit numbers ----------------------- */

@@ -31,6 +31,8 @@
  * before a transaction has lost its patience. */
 #define WAIT_MS (rs_timeout * 3 / 4)
 
+#define MARKER_INTERVAL 10000	/* microseconds between two writes of the marker */
+
 static RsEntryNumber next_delay;	/* first entries that are not under way */
 static RsEntryNumber next_main;
 static size_t main_bytes;		/* of main messages under way */
@@ -43,13 +45,11 @@ static uint64 claim_at;			/* when to renew the claim of the server key */
 static bool claiming;			/* a claim is under way */
 static uint32 unconfirmed;		/* flights that write and are not acknowledged */
 static bool waiting;			/* a WAIT is under way */
+static bool marking;			/* a marker is under way */
+static bool unmarked;			/* something was written since the last one ... */
+static uint64 mark_at;			/* ... and then it is due */
+static bool marker_due;			/* it is to be looked at in any case */
 static bool held;				/* the publication goes on when its copies are acknowledged */
-
-void
-rs_exchange_claim(void)
-{
-	claim_at = 0;
-}
 
 void
 rs_exchange_rewind(void)
@@ -64,6 +64,9 @@ rs_exchange_rewind(void)
 	claiming = false;
 	unconfirmed = 0;
 	waiting = false;
+	marking = false;
+	unmarked = false;
+	marker_due = false;
 	held = false;
 
 	/* WAIT says nothing on a connection that has written nothing. */
@@ -131,6 +134,7 @@ queue_flight(const RsFlight *flight)
 	if (rs_flights_empty())
 		heard_at = rs_now();
 	unconfirmed += flight->writes;
+	unmarked |= flight->writes && (flight->kind == RS_FLIGHT_ENTRY || flight->kind == RS_FLIGHT_COPY);
 	rs_flights_push(flight);
 }
 
@@ -273,6 +277,26 @@ queue_claim(void)
 	queue_flight(&flight);
 }
 
+/* The marker is written behind what is written, though not more often than makes sense; and looked at with each claim. */
+static void
+queue_marker(void)
+{
+	RsFlight	flight = {.kind = RS_FLIGHT_MARKER,.replies = 1};
+	bool		writes = unmarked && rs_now() >= mark_at;
+
+	if (marking || !(writes || marker_due) || !may_queue(0))
+		return;
+	rs_marker_command(&flight, writes);
+	marking = true;
+	marker_due = false;
+	if (writes)
+	{
+		unmarked = false;
+		mark_at = rs_now() + MARKER_INTERVAL;
+	}
+	queue_flight(&flight);
+}
+
 /* Asks whether the replicas have what was written. */
 static void
 queue_wait(void)
@@ -306,6 +330,13 @@ complete(const RsFlight *flight)
 	{
 		claiming = false;
 		claim_at = rs_now() + CLAIM_INTERVAL;
+		marker_due = true;
+		return;
+	}
+	if (flight->kind == RS_FLIGHT_MARKER)
+	{
+		marking = false;
+		rs_marker_acknowledged();
 		return;
 	}
 	if (flight->kind == RS_FLIGHT_COPY)
@@ -364,9 +395,11 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 	rs_redis_error(&why, "%s: %.*s", is_delay(flight) ? "delay message" :
 				   flight->kind == RS_FLIGHT_RANGE ? "XRANGE" :
 				   flight->kind == RS_FLIGHT_CLAIM ? "server key" :
+				   flight->kind == RS_FLIGHT_MARKER ? "marker" :
 				   flight->kind == RS_FLIGHT_WAIT ? "WAIT" : "main message",
 				   (int) reply->length, reply->text);
-	if (!starts_with(reply, "WRONGTYPE") || flight->kind == RS_FLIGHT_CLAIM)
+	if (!starts_with(reply, "WRONGTYPE") || flight->kind == RS_FLIGHT_CLAIM ||
+		flight->kind == RS_FLIGHT_MARKER)
 	{
 		/* Other words than ERR speak of the server's state, not of the command. */
 		rs_link_give_up(why.text, starts_with(reply, "ERR ") ? RS_TROUBLE_ENTRY : RS_TROUBLE_REDIS);
@@ -426,6 +459,8 @@ handle_reply(RsFlight *flight, const RsReply *reply)
 		return true;
 	else if (flight->kind == RS_FLIGHT_CLAIM)
 		return rs_link_judge_claim(reply->type == RS_REPLY_INTEGER && reply->integer == 1);
+	else if (flight->kind == RS_FLIGHT_MARKER)
+		rs_marker_judge(reply);
 	else
 	{
 		if (is_delay(flight))
@@ -500,6 +535,7 @@ rs_exchange_send(void)
 		queue_main();
 		settle(false);			/* void places complete by themselves */
 	} while (rs_flights_empty() && next_main != before);
+	queue_marker();
 	queue_wait();
 
 	if (rs_flights_empty())
@@ -531,5 +567,12 @@ rs_exchange_check_silence(void)
 uint64
 rs_exchange_due(void)
 {
-	return Min(Min(look_at, silence_at()), claiming ? RS_FOREVER : claim_at);
+	uint64		due = Min(look_at, silence_at());
+
+	/* What cannot be queued now is looked at again after the next reply. */
+	if (!claiming && may_queue(0))
+		due = Min(due, claim_at);
+	if (unmarked && !marking && may_queue(0))
+		due = Min(due, mark_at);
+	return due;
 }

@@ -21,6 +21,7 @@ typedef enum RsFlightKind
 	RS_FLIGHT_RANGE,			/* a publication's XRANGE */
 	RS_FLIGHT_COPY,				/* a publication's XADDs */
 	RS_FLIGHT_CLAIM,			/* of the server key */
+	RS_FLIGHT_MARKER,			/* see marker.c */
 	RS_FLIGHT_WAIT				/* for the replicas */
 } RsFlightKind;
 
@@ -29,7 +30,7 @@ typedef struct RsFlight
 	RsFlightKind kind;
 	uint32		replies;		/* still to come; 0: answered when it is at the front */
 	uint32		taken;			/* messages that Redis has taken */
-	bool		writes;			/* the replicas have to have it, too */
+	bool		writes;			/* the replicas have to have it, or what it has read */
 	RsLane	   *lane;			/* of an entry */
 	RsEntryNumber entry;
 	uint32		counted;		/* bytes counted against the main lane's window */

@@ -144,7 +144,8 @@ note_suspect(bool own)
 	RsLane	   *lane;
 	RsEntryNumber entry;
 
-	if (front == NULL || front->kind == RS_FLIGHT_CLAIM || front->kind == RS_FLIGHT_WAIT)
+	if (front == NULL || front->kind == RS_FLIGHT_CLAIM || front->kind == RS_FLIGHT_MARKER ||
+		front->kind == RS_FLIGHT_WAIT)
 		return;
 	lane = front->kind == RS_FLIGHT_ENTRY ? front->lane : &rs_shared->main;
 	entry = pg_atomic_read_u64(&lane->tail);
@@ -344,7 +345,7 @@ rs_link_open(void)
 		return;
 	fresh = rs_connect_configured("redstream-sender", wait_connecting, NULL, &info, &error);
 	if (fresh != NULL && !(replace_predecessor(fresh, &info, &error) && claim(fresh, &error) &&
-							note_beginning(fresh, &error)))
+							note_beginning(fresh, &error) && rs_marker_check(fresh, &error)))
 	{
 		rs_redis_close(fresh, true);
 		fresh = NULL;

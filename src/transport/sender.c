@@ -30,8 +30,9 @@
 
 static uint64 drain_until;		/* when a shutdown waits no longer; 0: none is pending */
 
-/* Takes up changed settings.  Another address means another connection; so does another number of replicas, since
- * what is under way has a WAIT behind it or has not. */
+/* Takes up changed settings.  Another address means another connection; so do another namespace, since a connection begins with a
+ * look at the keys that are this server's there, and another number of replicas, since what is under way has a WAIT
+ * behind it or has not. */
 static void
 reload(void)
 {
@@ -47,13 +48,13 @@ reload(void)
 	password_file = pstrdup(rs_password_file);
 	ProcessConfigFile(PGC_SIGHUP);
 	if (strcmp(url, rs_url) != 0 || strcmp(password_file, rs_password_file) != 0 ||
-		wait_replicas != rs_wait_replicas)
+		wait_replicas != rs_wait_replicas || namespace_generation != rs_namespace_generation)
 	{
 		ereport(LOG, (errmsg("redstream: connecting anew, as the settings have changed")));
 		rs_link_renew();
 	}
 	if (namespace_generation != rs_namespace_generation)
-		rs_exchange_claim();
+		rs_marker_forget();
 	pfree(url);
 	pfree(password_file);
 }

@@ -1,7 +1,8 @@
 /*
  * sender.h
  *	  The sender's parts: link.c, the connection and its failures; exchange.c, commands and
- *	  replies; sender.c, the process.  For these files; all run in the sender.
+ *	  replies; marker.c, whether Redis still has what it acknowledged; sender.c, the process.  For these files; all
+ *	  run in the sender.
  */
 #ifndef RS_TRANSPORT_SENDER_H
 #define RS_TRANSPORT_SENDER_H
@@ -61,10 +62,21 @@ extern void rs_exchange_receive(void);
 extern void rs_exchange_check_silence(void);
 /* When that, or a look at an open place, is due; RS_FOREVER: not at all. */
 extern uint64 rs_exchange_due(void);
-/* Renews the claim of the server key now: the namespace has changed. */
-extern void rs_exchange_claim(void);
 /* The connection is gone: everything not acknowledged is to be sent again. */
 extern void rs_exchange_rewind(void);
+
+/* ---- marker.c ----------------------------------------------------------------- */
+
+/* What Redis says of the marker is compared with what it has acknowledged.  On a fresh connection, which waits for the
+ * reply: false and an error if there was none. */
+extern bool rs_marker_check(RsConnection *fresh, RsError *error);
+/* The same, as a command for the exchange, which "writes" the next number, too, or only looks; the reply to it; and that
+ * the number is acknowledged: what was found counts only when the replicas have it. */
+extern void rs_marker_command(RsFlight *flight, bool writes);
+extern void rs_marker_judge(const RsReply *reply);
+extern void rs_marker_acknowledged(void);
+/* Another namespace has another marker. */
+extern void rs_marker_forget(void);
 
 /* ---- sender.c ------------------------------------------------------------------ */
 

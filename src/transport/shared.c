@@ -84,6 +84,8 @@ init_shared(void)
 	rs_shared->sender_started = 0;
 	rs_shared->run_id[0] = '\0';
 	rs_shared->client_id = 0;
+	rs_shared->marker_sent = 0;
+	rs_shared->marker = 0;
 	for (int i = 0; i < MaxBackends; i++)
 	{
 		RsSlot	   *slot = &rs_shared->slots[i];

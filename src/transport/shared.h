@@ -113,6 +113,8 @@ typedef struct RsShared
 	uint64		sender_started;	/* monotonic microseconds */
 	char		run_id[sizeof(((RsServerInfo *) 0)->run_id)];
 	int64		client_id;		/* connection to be killed before the next is used */
+	uint64		marker_sent;	/* marker.c's: the last number sent, ... */
+	uint64		marker;			/* ... and acknowledged; 0: nothing is known */
 	RsLane		delay;
 	RsLane		main;
 	RsSlot		slots[FLEXIBLE_ARRAY_MEMBER];

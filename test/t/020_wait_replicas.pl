@@ -154,6 +154,7 @@ $load->progress(1000);
 $load->stop;
 $load->{redis} = $replica;
 $load->check('failover');
+is(stats($node)->{losses}, 0, 'failover: nothing is lost, nor said to be');
 
 # ---- a replica instead of its master ---------------------------------------------------------
 

@@ -35,7 +35,7 @@ is($node->safe_psql('postgres', 'SELECT count(*) FROM padded'), 0, 'it was not c
 my $log = -s $node->logfile;
 
 $redis->command('ACL', 'SETUSER', 'default', 'resetkeys',
-	'~*.delay', '~redstream:streams:*', '~redstream:server:*');
+	'~*.delay', '~redstream:streams:*', '~redstream:server:*', '~redstream:marker:*');
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (2)');
 my $refused = stats($node)->{errors};
 wait_until('a few refusals', sub { stats($node)->{errors} > $refused + 6 });
