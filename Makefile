@@ -38,9 +38,9 @@ OBJS = \
 	src/worker/verdict.o src/worker/work.o src/worker/worker.o \
 	src/redis/connection.o src/redis/error.o src/redis/greeting.o \
 	src/redis/keys.o src/redis/lock.o src/redis/pipeline.o \
-	src/redis/reading.o src/redis/reply.o src/redis/resp.o \
-	src/redis/socket.o src/redis/stream.o src/redis/stream_id.o \
-	src/redis/turn.o src/redis/url.o
+	src/redis/reading.o src/redis/reply.o src/redis/resolve.o \
+	src/redis/resp.o src/redis/socket.o src/redis/stream.o \
+	src/redis/stream_id.o src/redis/turn.o src/redis/url.o
 
 # The program redstream-consumer knows no PostgreSQL.
 PROGRAM_OBJS = \
@@ -129,7 +129,7 @@ $(call require,json-c,libjson-c-dev)
 # callbacks have parameters that not everyone needs.
 PG_CPPFLAGS = -Isrc -isystem $(includedir_server) $(shell pkg-config --cflags hiredis json-c)
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter $(if $(WERROR), -Werror)
-SHLIB_LINK = $(shell pkg-config --libs hiredis json-c)
+SHLIB_LINK = $(shell pkg-config --libs hiredis json-c) -pthread
 
 # No bitcode for the JIT compiler: it has nothing to inline here.
 override with_llvm = no
@@ -152,7 +152,7 @@ src/consumer/options.o: override CPPFLAGS += -DREDSTREAM_VERSION='"$(EXTVERSION)
 src/consumer/options.o: redstream.control
 
 redstream-consumer: $(PROGRAM_OBJS)
-	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs hiredis)
+	$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs hiredis) -pthread
 
 install: install-program
 uninstall: uninstall-program

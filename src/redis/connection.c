@@ -65,7 +65,7 @@ rs_redis_wait_poll(void *argument, int fd, bool writable, int timeout_ms)
 }
 
 bool
-rs_redis_await(RsConnection *connection, bool writable, const RsDeadline *deadline,
+rs_redis_await(RsConnection *connection, int fd, bool writable, const RsDeadline *deadline,
 			   const char *call, RsError *error)
 {
 	int			left = rs_redis_deadline_left(deadline);
@@ -73,7 +73,7 @@ rs_redis_await(RsConnection *connection, bool writable, const RsDeadline *deadli
 	if (left == 0)
 		return rs_redis_error(error, "%s %s: timeout after %d ms", call, connection->target,
 							  deadline->timeout_ms);
-	if (!connection->wait(connection->wait_argument, rs_redis_fd(connection), writable, left))
+	if (!connection->wait(connection->wait_argument, fd, writable, left))
 		return rs_redis_error(error, "%s %s: interrupted", call, connection->target);
 	return true;
 }
@@ -195,7 +195,8 @@ rs_redis_send_all(RsConnection *connection, const char *data, size_t size,
 			return true;
 		if (written < 0)
 			return rs_redis_error(error, "%.*s: %s", (int) strcspn(call, " "), call, reason.text);
-		if (written == 0 && !rs_redis_await(connection, true, deadline, call, error))
+		if (written == 0 &&
+			!rs_redis_await(connection, connection->context->fd, true, deadline, call, error))
 			return false;
 		data += written;
 		size -= (size_t) written;
@@ -225,7 +226,8 @@ rs_redis_await_reply(RsConnection *connection, bool tree, const RsDeadline *dead
 			result = receive(connection, &reason);
 		if (result < 0)
 			return rs_redis_error(error, "%s %s: %s", call, connection->target, reason.text);
-		if ((result == 0 || late) && !rs_redis_await(connection, false, deadline, call, error))
+		if ((result == 0 || late) &&
+			!rs_redis_await(connection, connection->context->fd, false, deadline, call, error))
 			return false;
 	}
 }

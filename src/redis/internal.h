@@ -21,6 +21,8 @@
 #define RS_TEXT(number) RS_TEXT_OF(number)
 #define RS_TEXT_OF(number) #number
 
+struct addrinfo;
+
 struct RsConnection
 {
 	redisContext *context;		/* the socket and the reader */
@@ -60,15 +62,20 @@ extern void rs_redis_deadline_start(RsDeadline *deadline, int timeout_ms);
 /* Milliseconds that are left, rounded up; 0 when it has passed. */
 extern int	rs_redis_deadline_left(const RsDeadline *deadline);
 
-/* Waits for the socket.  False and an error ("<call> <target>: ...") when the
+/* Waits for the socket, or another descriptor.  False and an error ("<call> <target>: ...") when the
  * deadline has passed or the caller gave up; "call" is like "HELLO on". */
-extern bool rs_redis_await(RsConnection *connection, bool writable, const RsDeadline *deadline,
-						   const char *call, RsError *error);
+extern bool rs_redis_await(RsConnection *connection, int fd, bool writable,
+						   const RsDeadline *deadline, const char *call, RsError *error);
 /* Sends all, and waits for one reply; errors as above. */
 extern bool rs_redis_send_all(RsConnection *connection, const char *data, size_t size,
 							  const RsDeadline *deadline, const char *call, RsError *error);
 extern bool rs_redis_await_reply(RsConnection *connection, bool tree, const RsDeadline *deadline,
 								 const char *call, RsReply *reply, RsError *error);
+
+/* resolve.c */
+/* The addresses of a host, for freeaddrinfo(), waited for as above; false and an error. */
+extern bool rs_redis_resolve(RsConnection *connection, const char *host, const RsDeadline *deadline,
+							 struct addrinfo **found, RsError *error);
 
 /* socket.c */
 /* Connects the socket and makes the connection's context; false and an error. */

@@ -175,7 +175,8 @@ typedef struct RsReply
 
 /* What a waiter is told by the caller of a blocking call.  Returns false to
  * give up (interrupted); true when the socket may be ready or the timeout
- * passed.  "writable": wait until it can be written, else until it can be read. */
+ * passed.  "writable": wait until it can be written, else until it can be read.
+ * While a host name is resolved the descriptor is that of a pipe. */
 typedef bool (*RsWait) (void *argument, int fd, bool writable, int timeout_ms);
 
 /* The RsWait of programs without a latch: poll(2). */
@@ -206,8 +207,8 @@ typedef struct RsConnectOptions
  * SETNAME, the version check (Redis 6.2 or Valkey 7.2 and newer), SELECT,
  * CLIENT ID, INFO server.  NULL and an error when any of it failed or the
  * timeout passed.  A password without a user is that of "default"; a user
- * without a password greets with an empty one.  Resolving a host name is the
- * one step that "wait" does not cover.
+ * without a password greets with an empty one.  A host name is resolved by a
+ * thread, which may outlast the call (resolve.c).
  */
 extern RsConnection *rs_redis_connect(const RsConnectOptions *options, RsServerInfo *info,
 									  RsError *error);

@@ -1,7 +1,6 @@
 /*
  * socket.c
- *	  Opens the socket of a connection, without blocking for anything but the
- *	  resolution of a host name.
+ *	  Opens the socket of a connection, without blocking.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -52,7 +51,7 @@ finish_connecting(RsConnection *connection, const RsDeadline *deadline, bool *in
 			break;
 		if (result < 0 && errno != EINTR)
 			return rs_redis_error(error, "poll on %s: %s", connection->target, strerror(errno));
-		if (!rs_redis_await(connection, true, deadline, "connect to", error))
+		if (!rs_redis_await(connection, decided.fd, true, deadline, "connect to", error))
 		{
 			*interrupted = rs_redis_deadline_left(deadline) > 0;
 			return false;
@@ -96,7 +95,6 @@ static bool
 connect_tcp(RsConnection *connection, const RsAddress *address, const RsDeadline *deadline,
 			RsError *error)
 {
-	struct addrinfo hints;
 	struct addrinfo *found;
 	struct addrinfo *each;
 	int			untried = 0;
@@ -104,14 +102,8 @@ connect_tcp(RsConnection *connection, const RsAddress *address, const RsDeadline
 	bool		interrupted = false;
 	int			problem;
 
-	memset(&hints, 0, sizeof(hints));
-	hints.ai_family = AF_UNSPEC;
-	hints.ai_socktype = SOCK_STREAM;
-	problem = getaddrinfo(address->host, NULL, &hints, &found);
-	if (problem != 0)
-		return rs_redis_error(error, "resolve %s: %s", connection->target,
-							  problem == EAI_SYSTEM ? strerror(errno) : gai_strerror(problem));
-
+	if (!rs_redis_resolve(connection, address->host, deadline, &found, error))
+		return false;
 	for (each = found; each != NULL; each = each->ai_next)
 		untried++;
 	for (each = found; each != NULL && !connected && !interrupted; each = each->ai_next)

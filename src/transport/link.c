@@ -11,6 +11,7 @@
 
 #include "miscadmin.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -222,16 +223,18 @@ rs_link_prove(void)
 
 /* ---- the beginning of a connection ----------------------------------------------- */
 
-/* Waits for the socket while connecting. */
+/* Waits for the socket while connecting.  Changed settings may say where Redis is instead. */
 static bool
 wait_connecting(void *argument, int fd, bool writable, int timeout_ms)
 {
+	if (ShutdownRequestPending)
+		timeout_ms = Min(timeout_ms, RS_DRAIN_INTERVAL / 1000);
 	(void) WaitLatchOrSocket(MyLatch,
 							 WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | WL_TIMEOUT |
 							 (writable ? WL_SOCKET_WRITEABLE : WL_SOCKET_READABLE),
 							 fd, timeout_ms, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
-	return !rs_sender_must_stop();
+	return !ConfigReloadPending && !rs_sender_ends();
 }
 
 /*
@@ -350,6 +353,8 @@ rs_link_open(void)
 		rs_redis_close(fresh, true);
 		fresh = NULL;
 	}
+	if (fresh == NULL && (ConfigReloadPending || rs_sender_ends()))
+		return;					/* nobody's failure */
 	if (fresh == NULL)
 	{
 		rs_link_give_up(error.text, RS_TROUBLE_SILENCE);

@@ -26,8 +26,6 @@
 #include "transport/sender.h"
 
 #define START_INTERVAL 1000000	/* microseconds between two starts of a sender */
-#define DRAIN_INTERVAL 20000	/* microseconds between two looks at the backends */
-
 static uint64 drain_until;		/* when a shutdown waits no longer; 0: none is pending */
 
 /* Takes up changed settings.  Another address means another connection; so do another namespace, since a connection begins with a
@@ -61,12 +59,13 @@ reload(void)
 
 /* ---- shutdown ------------------------------------------------------------------ */
 
-bool
-rs_sender_must_stop(void)
+/* Has a shutdown been pending for redstream.timeout? */
+static bool
+must_stop(void)
 {
-	if (ShutdownRequestPending && drain_until == 0)
+	if (drain_until == 0)
 		drain_until = rs_now() + (uint64) rs_timeout * 1000;
-	return drain_until != 0 && rs_now() >= drain_until;
+	return rs_now() >= drain_until;
 }
 
 static bool
@@ -88,9 +87,15 @@ is_empty(RsLane *lane)
 static bool
 is_drained(void)
 {
-	if (rs_sender_must_stop() || pg_atomic_read_u32(&rs_shared->link) == RS_LINK_DOWN)
+	if (must_stop() || pg_atomic_read_u32(&rs_shared->link) == RS_LINK_DOWN)
 		return true;
 	return !somebody_is_busy() && is_empty(&rs_shared->delay) && is_empty(&rs_shared->main);
+}
+
+bool
+rs_sender_ends(void)
+{
+	return ShutdownRequestPending && is_drained();
 }
 
 /* ---- the process ------------------------------------------------------------------ */
@@ -150,8 +155,7 @@ next_due(void)
 {
 	uint64		due = rs_link_connection() == NULL ? rs_link_retry_at() : rs_exchange_due();
 
-	/* Backends do not say that they are gone. */
-	return ShutdownRequestPending ? Min(due, rs_now() + DRAIN_INTERVAL) : due;
+	return ShutdownRequestPending ? Min(due, rs_now() + RS_DRAIN_INTERVAL) : due;
 }
 
 void
@@ -162,7 +166,7 @@ redstream_sender_main(Datum argument)
 	BackgroundWorkerUnblockSignals();
 	appear();
 
-	while (!ShutdownRequestPending || !is_drained())
+	while (!rs_sender_ends())
 	{
 		reload();
 		if (rs_link_connection() == NULL)

@@ -80,7 +80,10 @@ extern void rs_marker_forget(void);
 
 /* ---- sender.c ------------------------------------------------------------------ */
 
-/* Is a shutdown pending that has waited for redstream.timeout? */
-extern bool rs_sender_must_stop(void);
+/* Is a shutdown pending, and everything sent that can be, or redstream.timeout over? */
+extern bool rs_sender_ends(void);
+
+/* Backends do not say that they are gone: microseconds between two looks while a shutdown is pending. */
+#define RS_DRAIN_INTERVAL 20000
 
 #endif							/* RS_TRANSPORT_SENDER_H */

@@ -3,7 +3,6 @@
  *	  A consumer's turn, and what is remembered of a stream, against a real redis-server, when
  *	  there is one in PATH.
  */
-#define _GNU_SOURCE
 #include <stdlib.h>
 #include <time.h>
 
