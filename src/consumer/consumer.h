@@ -123,10 +123,16 @@ extern bool rs_consumer_signals_begin(RsError *error);
 extern int	rs_consumer_stops(void);
 
 /*
- * The RsWait of the program; its argument is an RsWaiting.  It gives up when it is idle and there was a signal to end, and
- * otherwise some time after a second one.
+ * The RsWait of the program; its argument is an RsWaiting.  After a signal to end it gives up at once when it is idle, and
+ * otherwise when Redis has had its time: a second after the signal, or after the end of a batch that was given to somebody.
  */
 extern bool rs_consumer_wait(void *waiting, int fd, bool writable, int timeout_ms);
+
+/* Has Redis still time to answer? */
+extern bool rs_consumer_patient(void);
+
+/* A child was started; its end is seen by who waits. */
+extern void rs_consumer_child_begins(void);
 
 /* Waits until something can be fed, or a signal comes, a child's end too.  "feed" may have nothing to do. */
 extern void rs_consumer_wait_feeding(RsFeed *feed, int timeout_ms);

@@ -215,6 +215,7 @@ rs_consumer_handler_run(const RsOptions *options, const RsBatch *batch, RsKeeper
 	}
 	rs_consumer_feed_pipe(&feed, input, batch->lines.data, batch->lines.used);
 	keeper->link->waiting.feed = &feed;
+	rs_consumer_child_begins();
 	attend(&child, &feed, keeper);
 	keeper->link->waiting.feed = NULL;
 	rs_consumer_feed_end(&feed);

@@ -91,7 +91,7 @@ rs_consumer_keeper_sure(RsKeeper *keeper, bool patience)
 		rs_consumer_keeper_tend(keeper);
 		if (keeper->link->connection != NULL)
 			continue;
-		if (!patience || rs_consumer_now_ms() > end)
+		if (!patience || rs_consumer_now_ms() > end || !rs_consumer_patient())
 			return false;
 		rs_consumer_wait_feeding(NULL, PATIENCE_PAUSE_MS);
 	}

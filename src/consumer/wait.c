@@ -15,12 +15,14 @@
 
 #include "consumer/consumer.h"
 
-/* After a second signal Redis has so long to answer. */
-#define STOP_PATIENCE_MS 500
+/* After a signal to end Redis has so long to answer, and after a second one. */
+#define STOP_PATIENCE_MS 1000
+#define SECOND_PATIENCE_MS 500
 
 static int	signals = -1;		/* the descriptor */
 static int	stops = 0;
-static int64_t second_ms;		/* the second one came then */
+static int64_t patience_end_ms;	/* when Redis has had its time, after a signal to end */
+static bool child_ended;		/* since rs_consumer_child_begins() */
 
 /* A signal that is ignored from the start (nohup, a shell's background) stays so. */
 static void
@@ -58,10 +60,33 @@ rs_consumer_stops(void)
 
 	while (read(signals, &info, sizeof(info)) == (ssize_t) sizeof(info))
 	{
-		if (info.ssi_signo != SIGCHLD && ++stops == 2)
-			second_ms = rs_consumer_now_ms();
+		if (info.ssi_signo == SIGCHLD)
+			child_ended = true;
+		else if (++stops <= 2)
+			patience_end_ms = rs_consumer_now_ms() +
+				(stops == 1 ? STOP_PATIENCE_MS : SECOND_PATIENCE_MS);
 	}
 	return stops;
+}
+
+void
+rs_consumer_child_begins(void)
+{
+	child_ended = false;
+}
+
+/* Redis has its time when nothing else is waited for: a batch that is given to somebody is waited for as long as it takes. */
+static void
+be_patient(const RsFeed *feed)
+{
+	if (rs_consumer_stops() == 1 && feed != NULL && !child_ended)
+		patience_end_ms = rs_consumer_now_ms() + STOP_PATIENCE_MS;
+}
+
+bool
+rs_consumer_patient(void)
+{
+	return rs_consumer_stops() == 0 || rs_consumer_now_ms() < patience_end_ms;
 }
 
 /* Waits for signals, for the feed, and for one more descriptor; feeds. */
@@ -85,14 +110,15 @@ rs_consumer_wait(void *argument, int fd, bool writable, int timeout_ms)
 
 	if (rs_consumer_stops() > 0 && waiting->idle)
 		return false;
-	if (stops > 1)
+	be_patient(waiting->feed);
+	if (!rs_consumer_patient())
+		return false;
+	if (stops > 0)
 	{
-		int64_t		left = second_ms + STOP_PATIENCE_MS - rs_consumer_now_ms();
+		int64_t		left = patience_end_ms - rs_consumer_now_ms();
 
-		if (left <= 0)
-			return false;
 		if (timeout_ms > left)
-			timeout_ms = (int) left;
+			timeout_ms = left > 0 ? (int) left : 0;
 	}
 	wait_for(fd, writable ? POLLOUT : POLLIN, waiting->feed, timeout_ms);
 	return true;
@@ -102,6 +128,7 @@ void
 rs_consumer_wait_feeding(RsFeed *feed, int timeout_ms)
 {
 	wait_for(-1, 0, feed, timeout_ms);
+	be_patient(feed);
 }
 
 void

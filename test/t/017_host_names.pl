@@ -77,7 +77,7 @@ wait_until('the sender to ask', sub { my $pid = sender_pid($node); $pid && asked
 my $begun = time;
 is(($node->psql('postgres', 'INSERT INTO t VALUES (2)'))[0], 0, 'silent: a commit ends');
 cmp_ok(time - $begun, '<', $PATIENCE, 'silent: in time');
-like(($node->psql('postgres', q{SELECT redstream.stream_size('t')}))[2],
+like(($node->psql('postgres', q{SELECT redstream.stream_size('t')}, timeout => $PATIENCE))[2],
 	qr/ERROR:  could not ask Redis: resolve held\.test:$port: timeout after 500 ms/,
 	'silent: a function says so');
 wait_until('an outage', sub { stats($node)->{last_error} =~ /^resolve held\.test:$port: timeout/ });

@@ -197,6 +197,30 @@ $redis->cont;
 wait_until('the commit', sub { offset($redis) });
 is($consumer->stop, 0, 'Redis hangs: an end in good order');
 
+# It hangs when a signal comes: nobody waits for long, except for the command.
+$consumer = working('Redis hangs, a signal');
+$redis->stop_signal;
+$consumer->signal('TERM');
+let_go();
+$begin = time;
+is($consumer->status, 0, 'Redis hangs, a signal: ends');
+cmp_ok(time - $begin, '<', 4.5, 'Redis hangs, a signal: does not wait for Redis as long as usually');
+like($consumer->log, qr/the batch from 1-0 to 1-0 is not committed and will be given again: Redis is away/,
+	'Redis hangs, a signal: says what is not committed');
+$redis->cont;
+
+$consumer = working('Redis hung, a signal');
+$redis->stop_signal;
+$consumer->signal('TERM');
+$gone = time;
+wait_until('an extension to be due', sub { time > $gone + 2.5 });
+ok($consumer->is_running, 'Redis hung, a signal: the command is waited for');
+$redis->cont;
+let_go();
+is($consumer->status, 0, 'Redis hung, a signal: ends');
+is(offset($redis), '1-0', 'Redis hung, a signal: Redis goes on, the batch is committed');
+is($redis->command('EXISTS', $lock), 0, 'Redis hung, a signal: the lock is released');
+
 # ---- at the commit ---------------------------------------------------------------------------------------
 
 # Away when the command ends, and back before the lock is over.
