@@ -11,6 +11,7 @@
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
+#include "storage/procsignal.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
@@ -116,10 +117,12 @@ rs_api_jsonb(const char *payload, size_t length)
 /* ---- asking ----------------------------------------------------------------------------- */
 
 /* Waits in slices.  Not WaitLatchOrSocket(): that can throw, past code that holds malloced
- * memory. */
+ * memory.  DROP DATABASE, say, waits until every process has taken part in a barrier. */
 bool
 rs_api_wait(void *argument, int fd, bool writable, int timeout_ms)
 {
+	if (ProcSignalBarrierPending)
+		ProcessProcSignalBarrier();
 	return rs_redis_wait_poll(argument, fd, writable, Min(timeout_ms, WAIT_SLICE)) &&
 		!QueryCancelPending && !ProcDiePending;
 }

@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 
 #include "miscadmin.h"
+#include "storage/procsignal.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
@@ -159,6 +160,8 @@ wait_with_grace(void *argument, int fd, bool writable, int timeout_ms)
 		interrupted_at = now;
 	else if (now - interrupted_at > GRACE * 1000)
 		return false;
+	if (ProcSignalBarrierPending)	/* others wait for that */
+		ProcessProcSignalBarrier();
 	return rs_redis_wait_poll(argument, fd, writable, Min(timeout_ms, 100));
 }
 

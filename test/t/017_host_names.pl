@@ -82,9 +82,6 @@ like(($node->psql('postgres', q{SELECT redstream.stream_size('t')}, timeout => $
 	'silent: a function says so');
 wait_until('an outage', sub { stats($node)->{last_error} =~ /^resolve held\.test:$port: timeout/ });
 pass('silent: last_error says so');
-$node->safe_psql('postgres', 'CREATE DATABASE other');
-is(($node->psql('postgres', 'SET statement_timeout = 60000; DROP DATABASE other'))[0], 0,
-	'silent: the worker takes part in a barrier');
 stop('silent');
 
 # ---- without one ------------------------------------------------------------------------------
@@ -102,6 +99,9 @@ foreach my $query (q{SELECT redstream.stream_size('t')}, q{SELECT * FROM redstre
 
 	$session->send($query);
 	wait_until("$query to ask", sub { asked($session->pid) });
+	$node->safe_psql('postgres', 'CREATE DATABASE other');
+	is(($node->psql('postgres', 'DROP DATABASE other', timeout => $PATIENCE))[0], 0,
+		"silent: $query and the worker take part in a barrier");
 	$node->safe_psql('postgres', 'SELECT pg_cancel_backend(' . $session->pid . ')');
 	like($session->result, qr/canceling statement due to user request/, "silent: $query is cancelled");
 	$session->send($query);
