@@ -39,7 +39,7 @@ static size_t main_bytes;		/* of main messages under way */
 static uint32 delay_flights;	/* delay entries under way */
 static bool publishing;			/* nothing of the main lane may be queued behind ... */
 static RsEntryNumber published; /* ... this publication until it is acknowledged */
-static uint64 heard_at;			/* the last sign of Redis, or the first command after none */
+static uint64 heard_at;			/* the last reply, or the first command after none */
 static uint64 look_at = RS_FOREVER; /* when to look at the first open place again */
 static uint64 claim_at;			/* when to renew the claim of the server key */
 static bool claiming;			/* a claim is under way */
@@ -480,7 +480,8 @@ rs_exchange_receive(void)
 	bool		have;
 	int			result = rs_redis_read(rs_link_connection(), &error);
 
-	if (result > 0)
+	/* A part of a reply counts only where that is large: others are late if they come in parts. */
+	if (result > 0 && (flight = rs_flights_front()) != NULL && flight->kind == RS_FLIGHT_RANGE)
 		heard_at = rs_now();
 	while (result >= 0 && (flight = rs_flights_front()) != NULL)
 	{
@@ -488,6 +489,7 @@ rs_exchange_receive(void)
 								&reply, &error);
 		if (result <= 0)
 			break;
+		heard_at = rs_now();
 		acknowledges = rs_wait_replicas == 0 || !flight->writes;
 		have = flight->kind == RS_FLIGHT_WAIT;
 		if (!handle_reply(flight, &reply))

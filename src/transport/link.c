@@ -24,6 +24,8 @@
 
 #define BACKOFF_FIRST 10000		/* microseconds */
 #define BACKOFF_LAST 1000000
+#define STEADY_FACTOR 10		/* timeouts: to work for so long is to be well again ... */
+#define STEADY_LAST 10000000	/* ... or this long, in microseconds */
 #define SUSPECT_TRIES 5
 #define OLD_BYTES_PAUSE 10000	/* microseconds */
 #define MILLISECOND_PAUSE 2000
@@ -46,7 +48,9 @@ static WaitEventSet *events;
 static int	socket_event;
 static bool awaits_writable;
 static bool proven;
+static uint64 proven_at;
 static int	failures;			/* in a row */
+static int	relapses;			/* into silence, soon after it was proven, in a row */
 static uint64 retry_at;
 static RsSuspect suspect;
 
@@ -114,6 +118,7 @@ drop(bool abort)
 		return;
 	rs_redis_close(connection, abort);
 	connection = NULL;
+	proven = false;
 	FreeWaitEventSet(events);
 	events = NULL;
 	rs_exchange_rewind();
@@ -134,6 +139,7 @@ rs_link_renew(void)
 	set_link(RS_LINK_UNKNOWN);
 	suspect.lane = NULL;
 	failures = 0;
+	relapses = 0;
 	retry_at = 0;
 }
 
@@ -185,13 +191,39 @@ rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry)
 	return suspect.lane == lane && suspect.entry == entry && suspect.tries >= SUSPECT_TRIES;
 }
 
+static uint64
+backoff(int times, uint64 longest)
+{
+	uint64		pause = BACKOFF_FIRST;
+
+	while (times-- > 0 && pause < longest)
+		pause *= 2;
+	return Min(pause, longest);
+}
+
+/*
+ * How long is Redis left alone?  One that answers a little and is silent again would have everybody wait for
+ * redstream.timeout, again and again.  The more often it does, the longer nobody waits for it: in the end
+ * ten times as long as they did.
+ */
+static uint64
+pause_after(RsTrouble trouble)
+{
+	uint64		steady = Min(STEADY_FACTOR * (uint64) rs_timeout * 1000, STEADY_LAST);
+
+	if (!proven || trouble != RS_TROUBLE_SILENCE)
+		return backoff(failures, BACKOFF_LAST);
+	relapses = rs_now() < proven_at + steady ? relapses + 1 : 0;
+	return backoff(relapses, steady);
+}
+
 /* A connection lost or a command refused for the first time is tried again at once
  * before it counts as an outage. */
 void
 rs_link_give_up(const char *why, RsTrouble trouble)
 {
-	uint64		backoff = BACKOFF_FIRST;
 	bool		outage = trouble == RS_TROUBLE_SILENCE || failures > 0;
+	uint64		pause = pause_after(trouble);
 
 	if (failures == 0)
 		ereport(LOG, (errmsg("redstream: %s", why)));
@@ -199,10 +231,8 @@ rs_link_give_up(const char *why, RsTrouble trouble)
 	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_FAILING);
 	note_suspect(trouble == RS_TROUBLE_ENTRY);
 	drop(true);
-	for (int i = 0; i < failures && backoff < BACKOFF_LAST; i++)
-		backoff *= 2;
 	failures++;
-	retry_at = outage ? rs_now() + Min(backoff, BACKOFF_LAST) : 0;
+	retry_at = outage ? rs_now() + pause : 0;
 	if (outage)
 		set_link(RS_LINK_DOWN);
 	else if (pg_atomic_read_u32(&rs_shared->link) == RS_LINK_UP)
@@ -216,6 +246,7 @@ rs_link_prove(void)
 		return;
 	suspect.lane = NULL;
 	proven = true;
+	proven_at = rs_now();
 	failures = 0;
 	set_link(RS_LINK_UP);
 	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_IDLE);
@@ -361,7 +392,6 @@ rs_link_open(void)
 		return;
 	}
 	connection = fresh;
-	proven = false;
 	watch();
 }
 
