@@ -39,7 +39,7 @@ static size_t main_bytes;		/* of main messages under way */
 static uint32 delay_flights;	/* delay entries under way */
 static bool publishing;			/* nothing of the main lane may be queued behind ... */
 static RsEntryNumber published; /* ... this publication until it is acknowledged */
-static uint64 heard_at;			/* the last reply, or the first command after none */
+static uint64 heard_at;			/* the last sign that Redis is at it, or the first command after none */
 static uint64 look_at = RS_FOREVER; /* when to look at the first open place again */
 static uint64 claim_at;			/* when to renew the claim of the server key */
 static bool claiming;			/* a claim is under way */
@@ -523,8 +523,10 @@ promise_attention(void)
 void
 rs_exchange_send(void)
 {
+	bool		was_full = rs_flights_unwritten();
 	RsEntryNumber before;
 	RsError		error;
+	bool		any;
 
 	/* Before the look at the lanes: whoever changes them after it sees that it must wake us. */
 	pg_atomic_write_u32(&rs_shared->attention, RS_ATTENTION_NONE);
@@ -542,10 +544,15 @@ rs_exchange_send(void)
 
 	if (rs_flights_empty())
 		rs_link_prove();
-	if (!rs_flights_write(rs_link_connection(), &error))
+	if (!rs_flights_write(rs_link_connection(), &any, &error))
+	{
 		rs_link_give_up(error.text, RS_TROUBLE_ENTRY);
-	else
-		promise_attention();
+		return;
+	}
+	/* A large message may take long.  What a socket takes that was not full says nothing of Redis. */
+	if (was_full && any)
+		heard_at = rs_now();
+	promise_attention();
 }
 
 static uint64

@@ -118,8 +118,9 @@ consume(RsFlight *flight, size_t written)
 }
 
 bool
-rs_flights_write(RsConnection *connection, RsError *error)
+rs_flights_write(RsConnection *connection, bool *any, RsError *error)
 {
+	*any = false;
 	while (rs_flights_unwritten())
 	{
 		struct iovec vector[PIECES_PER_WRITE];
@@ -133,6 +134,7 @@ rs_flights_write(RsConnection *connection, RsError *error)
 		written = count == 0 ? 0 : rs_redis_write(connection, vector, count, error);
 		if (written < 0)
 			return false;
+		*any |= written > 0;
 		rest = written;
 		while (rs_flights_unwritten())
 		{

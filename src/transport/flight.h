@@ -55,8 +55,8 @@ extern void rs_flights_pop(void);
 extern uint64 rs_flights_clear(void);
 /* Are bytes left to be written? */
 extern bool rs_flights_unwritten(void);
-/* Writes what the socket takes.  False and an error when the connection is lost. */
-extern bool rs_flights_write(RsConnection *connection, RsError *error);
+/* Writes what the socket takes; "any" says whether it took some.  False and an error when the connection is lost. */
+extern bool rs_flights_write(RsConnection *connection, bool *any, RsError *error);
 
 /* ---- publication.c: a large transaction, from the delay streams to the main ones ---- */
 

@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
@@ -27,6 +29,7 @@
 #define STEADY_FACTOR 10		/* timeouts: to work for so long is to be well again ... */
 #define STEADY_LAST 10000000	/* ... or this long, in microseconds */
 #define SUSPECT_TRIES 5
+#define SOCKET_BUFFER (256 * 1024)
 #define OLD_BYTES_PAUSE 10000	/* microseconds */
 #define MILLISECOND_PAUSE 2000
 
@@ -357,9 +360,13 @@ rs_link_judge_claim(bool ours)
 	return false;
 }
 
+/* What waits in the socket's buffer shows no progress, so that is not to be much (exchange.c, rs_exchange_send). */
 static void
 watch(void)
 {
+	int			size = SOCKET_BUFFER;
+
+	(void) setsockopt(rs_redis_fd(connection), SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	events = CreateWaitEventSet(TopMemoryContext, 3);
 	AddWaitEventToSet(events, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	AddWaitEventToSet(events, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);

@@ -167,6 +167,25 @@ foreach my $policy (grep { $_ ne 'skip' } @policies)
 	}
 }
 
+# ---- a narrow line ------------------------------------------------------------------------
+
+# A message that takes longer than the timeout to be sent is under way all the same, and not in the way of others for ever.
+{
+	my $session = Redstream::Session->new($node);
+
+	$node->safe_psql('postgres', q{
+		CREATE TABLE large (id integer PRIMARY KEY, filler text);
+		SELECT redstream.attach('large', payload => ARRAY['id', 'filler'])});
+	$fake->behave('narrow');
+	wait_until_fine($session, 'a narrow line: before');
+	my $told = $session->query(q{INSERT INTO large VALUES (1, repeat('x', 3000000))});
+	note "a narrow line: $told";
+	wait_until_fine($session, 'a narrow line: others');
+	wait_until('the message', sub { $redis->command('XLEN', 'redstream:stream:large.delay') });
+	pass('a narrow line: others have their turn');
+	$fake->behave('well');
+}
+
 append_to_file($report, join '', @lines) if $report;
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;

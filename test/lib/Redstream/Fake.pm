@@ -17,6 +17,7 @@
 #	close     sends a reply, and closes
 #	once      answers one command on each connection, and no other
 #	slow      sends a byte every 50 ms
+#	narrow    takes 64 kB every 20 ms
 #	garbage   answers with what is no reply
 #	refuse    answers with an error, "with"
 #
@@ -36,10 +37,12 @@ use IO::Select;
 use IO::Socket::INET;
 use IO::Socket::UNIX;
 use POSIX ();
-use Socket qw(SOL_SOCKET SO_LINGER IPPROTO_TCP TCP_NODELAY);
+use Socket qw(SOL_SOCKET SO_RCVBUF IPPROTO_TCP TCP_NODELAY);
 use Time::HiRes qw(sleep time);
 
 my $BYTE_PAUSE = 0.05;
+my $READ_SIZE = 1 << 16;
+my $READ_PAUSE = 0.02;
 my @started;
 
 sub new
@@ -90,9 +93,9 @@ sub _listen
 {
 	my ($self, $port) = @_;
 
-	# a short queue is soon full
+	# a short queue is soon full, and so is a small buffer
 	$self->{listener} = IO::Socket::INET->new(
-		LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 1, ReuseAddr => 1)
+		LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 1, ReuseAddr => 1, Sockopts => [ [ SO_RCVBUF, 1 << 16 ] ])
 	  or croak "cannot listen: $!";
 	return;
 }
@@ -111,6 +114,7 @@ sub _serve
 			$readable->add($connection->{client}) if $self->{behaviour} ne 'dropped';
 			$readable->add($connection->{server});
 		}
+		sleep $READ_PAUSE if $self->{behaviour} eq 'narrow';
 		my %ready = map { $_ => 1 } $readable->can_read($self->_is_sending ? 0.01 : undef);
 
 		$self->_obey if $ready{ $self->{control} };
@@ -198,7 +202,7 @@ sub _accept
 sub _take
 {
 	my ($connection, $side, $buffer) = @_;
-	my $count = sysread($connection->{$side}, $connection->{$buffer}, 1 << 16, length $connection->{$buffer});
+	my $count = sysread($connection->{$side}, $connection->{$buffer}, $READ_SIZE, length $connection->{$buffer});
 
 	return if !defined $count && ($! == EAGAIN || $! == EWOULDBLOCK || $! == EINTR);
 	$connection->{closing} = 1 unless $count;
