@@ -52,7 +52,7 @@ sub take_over
 	wait_until('all processes', sub {
 		$node->safe_psql('postgres', q{
 			SELECT string_agg(kind, ' ' ORDER BY kind) FROM redstream.workers
-			WHERE state IN ('idle', 'working')}) eq 'delayer launcher sender trimmer';
+			WHERE state IN ('idle', 'working')}) eq 'delayer launcher sender spooler trimmer';
 	});
 	pass("timeline $timeline: sender, launcher and worker have started");
 	is($node->safe_psql('postgres', 'SELECT "table" FROM redstream.attachments'), 'item',
@@ -88,22 +88,37 @@ my $third = standby_of($first, 'third');
 # ---- the primary dies ------------------------------------------------------------------------
 
 $first->safe_psql('postgres', 'INSERT INTO item VALUES (1)');
-$first->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (2); PREPARE TRANSACTION 'known'});
+my $now = delay_messages_now('item');
+$first->safe_psql('postgres', qq{BEGIN; INSERT INTO item VALUES (2); $now; PREPARE TRANSACTION 'known'});
+$first->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (10); PREPARE TRANSACTION 'spooled'});
+reconfigure($first, 'redstream.url' => 'unix:///nonexistent');
+wait_until('an outage', sub { !stats($first)->{connected} });
+$first->safe_psql('postgres', 'INSERT INTO item VALUES (11)');
+is(stats($first)->{spool_rows}, 1, 'the spool of the primary has a row');
 $first->wait_for_catchup($_, 'replay', $first->lsn('insert')) foreach $second, $third;
 cut_off($second);
+reconfigure($first, 'redstream.url' => $redis->url);
+wait_until('an empty spool', sub { stats($first)->{connected} && stats($first)->{spool_rows} == 0 });
 $first->safe_psql('postgres', 'INSERT INTO item VALUES (3)');
-$first->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (4); PREPARE TRANSACTION 'unknown'});
+$first->safe_psql('postgres', qq{BEGIN; INSERT INTO item VALUES (4); $now; PREPARE TRANSACTION 'unknown'});
 my $session = Redstream::Session->new($first);
 $session->query('BEGIN; INSERT INTO item SELECT generate_series(10001, 13000)');
 wait_until('early delay messages', sub { $redis->command('XLEN', $delay) > 1000 });
 my @left = $redis->payloads($delay);
+wait_until('its message', sub { announced_ids()->{11} });
+is(announced_ids()->{11}, 1, 'the primary has delivered it, of which the standby knows nothing');
 $first->stop('immediate');
 $session->close;
 cut_off($third);
 
 take_over($second, 2, 5);
-is($second->safe_psql('postgres', 'SELECT count(*) FROM item WHERE id <> 5'), 1,
+is($second->safe_psql('postgres', q{SELECT string_agg(id::text, ' ' ORDER BY id) FROM item}), '1 5 11',
 	'the standby has not got what came last');
+is(join(' ', grep { /"id":(?:5|11)\}/ } $redis->payloads($main)), '{"id":11} {"id":11} {"id":5}',
+	'its spool is delivered, before what it writes');
+$second->safe_psql('postgres', q{COMMIT PREPARED 'spooled'});
+wait_until('the message of what was prepared', sub { announced_ids()->{10} });
+pass('the spool of what was prepared is delivered when that is committed');
 ok(!announced_ids()->{10001}, 'what was not committed is not announced before it is due');
 
 # As long as the old primary's key is there it might be, too.
