@@ -235,3 +235,24 @@ rs_connect_configured(const char *client_name, RsWait wait, void *wait_argument,
 	rs_redis_address_free(&address);
 	return connection;
 }
+
+void
+rs_replica_wait_set(RsReplicaWait *wait)
+{
+	snprintf(wait->replicas, sizeof(wait->replicas), "%d", rs_wait_replicas);
+	snprintf(wait->timeout, sizeof(wait->timeout), "%d", rs_timeout * 3 / 4);
+	wait->words[0] = "WAIT";
+	wait->words[1] = wait->replicas;
+	wait->words[2] = wait->timeout;
+}
+
+bool
+rs_replica_wait_check(const RsReply *reply, RsError *error)
+{
+	if (reply->type == RS_REPLY_ERROR)
+		return rs_redis_error(error, "WAIT: %.*s", (int) reply->length, reply->text);
+	if (reply->type == RS_REPLY_INTEGER && reply->integer >= rs_wait_replicas)
+		return true;
+	return rs_redis_error(error, "only %d of %d replicas have acknowledged",
+						  reply->type == RS_REPLY_INTEGER ? (int) reply->integer : 0, rs_wait_replicas);
+}

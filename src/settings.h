@@ -52,4 +52,19 @@ extern RsConnection *rs_connect_configured(const char *client_name, RsWait wait,
 										   void *wait_argument, RsServerInfo *info,
 										   RsError *error);
 
+/*
+ * The words of a WAIT for redstream.wait_replicas of what the connection has written; and whether its reply says that so
+ * many have it.  Redis waits for less than redstream.timeout: its answer is to come before its silence counts, and
+ * before a transaction has lost its patience.
+ */
+#define RS_WAIT_WORDS 3
+typedef struct RsReplicaWait
+{
+	const char *words[RS_WAIT_WORDS];
+	char		replicas[12];
+	char		timeout[12];
+} RsReplicaWait;
+extern void rs_replica_wait_set(RsReplicaWait *wait);
+extern bool rs_replica_wait_check(const RsReply *reply, RsError *error);
+
 #endif							/* RS_SETTINGS_H */

@@ -27,10 +27,6 @@
 #define CLAIM_INTERVAL 10000000 /* microseconds between two claims of the server key, which
 								 * holds for RS_SERVER_TTL_S */
 
-/* For how long Redis waits for replicas: its answer is to come before its silence counts, and
- * before a transaction has lost its patience. */
-#define WAIT_MS (rs_timeout * 3 / 4)
-
 #define MARKER_INTERVAL 10000	/* microseconds between two writes of the marker */
 
 static RsEntryNumber next_delay;	/* first entries that are not under way */
@@ -302,17 +298,14 @@ static void
 queue_wait(void)
 {
 	static char command[64];
-	char		replicas[12];
-	char		timeout[12];
-	const char *words[] = {"WAIT", replicas, timeout};
+	RsReplicaWait wait;
 	RsFlight	flight = {.kind = RS_FLIGHT_WAIT,.replies = 1,.npieces = 1};
 
 	if (rs_wait_replicas == 0 || waiting || unconfirmed == 0)
 		return;
-	snprintf(replicas, sizeof(replicas), "%d", rs_wait_replicas);
-	snprintf(timeout, sizeof(timeout), "%d", WAIT_MS);
+	rs_replica_wait_set(&wait);
 	flight.pieces[0].iov_base = command;
-	flight.pieces[0].iov_len = rs_redis_command_write(command, 3, words, NULL) - command;
+	flight.pieces[0].iov_len = rs_redis_command_write(command, RS_WAIT_WORDS, wait.words, NULL) - command;
 	waiting = true;
 	queue_flight(&flight);
 }
@@ -431,13 +424,11 @@ handle_range(const RsReply *reply)
 static bool
 handle_wait(const RsReply *reply)
 {
-	long long	have = reply->type == RS_REPLY_INTEGER ? reply->integer : 0;
 	RsError		why;
 
 	waiting = false;
-	if (have >= rs_wait_replicas)
+	if (rs_replica_wait_check(reply, &why))
 		return true;
-	rs_redis_error(&why, "only %lld of %d replicas have acknowledged", have, rs_wait_replicas);
 	rs_link_give_up(why.text, RS_TROUBLE_SILENCE);
 	return false;
 }

@@ -252,12 +252,10 @@ ask(RsWork *work, RsWorkStream *stream, int count, const char *const *words, con
 	return true;
 }
 
-RsDelivery
-rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
+/* Delivers what Redis takes of a batch.  False and an error when the connection was lost. */
+static bool
+send_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 {
-	/* behind what is on its way */
-	if (!rs_lanes_wait(0, rs_main_head(), PATIENCE))
-		return RS_DELIVERY_LATER;
 	for (int i = 0; i < batch->nrows; i++)
 	{
 		RsSpooled  *spooled = &batch->rows[i];
@@ -269,10 +267,10 @@ rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 			continue;
 		make_commands(&commands, &spooled->row);
 		if (!ask(work, stream, lengthof(commands.delay), commands.delay, commands.delay_lengths, error))
-			return RS_DELIVERY_LOST;
+			return false;
 		if (stream->refused_until == 0 &&
 			!ask(work, stream, lengthof(commands.main), commands.main, commands.main_lengths, error))
-			return RS_DELIVERY_LOST;
+			return false;
 		spooled->done = stream->refused_until == 0;
 		if (spooled->done && stream->refusals > 0)
 		{
@@ -280,5 +278,36 @@ rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 			(void) rs_work_report_begin(stream, RS_JOB_SPOOLER);
 		}
 	}
-	return RS_DELIVERY_DONE;
+	return true;
+}
+
+/* As with the sender, delivered is what redstream.wait_replicas have. */
+static bool
+replicas_have_it(RsWork *work, RsError *error)
+{
+	RsReplicaWait wait;
+	RsReply		reply;
+
+	if (rs_wait_replicas == 0)
+		return true;
+	rs_replica_wait_set(&wait);
+	if (!rs_work_ask(work, RS_WAIT_WORDS, wait.words, &reply, error))
+		return false;
+	if (rs_replica_wait_check(&reply, error))
+		return true;
+	rs_work_disconnect(work);
+	return false;
+}
+
+RsDelivery
+rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
+{
+	/* behind what is on its way; and if the sender cannot reach Redis, or Redis its replicas, neither can we */
+	if (rs_transport_is_down() || !rs_lanes_wait(0, rs_main_head(), PATIENCE))
+		return RS_DELIVERY_LATER;
+	if (send_alone(work, batch, error) && replicas_have_it(work, error))
+		return RS_DELIVERY_DONE;
+	for (int i = 0; i < batch->nrows && rs_wait_replicas > 0; i++)
+		batch->rows[i].done = false;
+	return RS_DELIVERY_LOST;
 }
