@@ -54,6 +54,7 @@ PROGRAM_OBJS = \
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
 OWN_GOALS = check demo bench bench-large bench-delayer bench-bulk bench-consumer \
+	bench-outage \
 	unit clean help
 
 ifneq (,$(filter $(OWN_GOALS), $(MAKECMDGOALS)))
@@ -82,6 +83,9 @@ bench-bulk:
 bench-consumer:
 	@test/in-copy test/bench/consumer
 
+bench-outage:
+	@test/in-copy test/bench/outage
+
 unit:
 	$(MAKE) -C test/unit check
 
@@ -104,6 +108,7 @@ help:
 	@echo 'make bench-delayer how fast due messages are moved, and what that costs Redis'
 	@echo 'make bench-bulk    what announcing many rows at once costs'
 	@echo 'make bench-consumer how fast consumers read'
+	@echo 'make bench-outage   what an outage costs, and how fast the spool is delivered'
 	@echo 'make unit          run the unit tests here'
 	@echo 'make clean         remove what was built'
 
