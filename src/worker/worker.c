@@ -92,7 +92,8 @@ first_error(RsJob job)
 
 /* ---- waiting and signals -------------------------------------------------------------- */
 
-/* Waits for Redis; this can be long, and others must not wait for us meanwhile. */
+/* Waits for Redis; this can be long, and others must not wait for us meanwhile.  While it is being connected to, changed
+ * settings may say that it is somewhere else. */
 static bool
 wait_for_redis(void *argument, int fd, bool writable, int timeout_ms)
 {
@@ -103,7 +104,7 @@ wait_for_redis(void *argument, int fd, bool writable, int timeout_ms)
 	ResetLatch(MyLatch);
 	if (ProcSignalBarrierPending)
 		ProcessProcSignalBarrier();
-	return !ShutdownRequestPending;
+	return !ShutdownRequestPending && !(ConfigReloadPending && work->connection == NULL);
 }
 
 /* Takes up changed settings; another address or namespace means another connection. */
@@ -165,7 +166,7 @@ look(void)
 static void
 note_outage(const RsError *error)
 {
-	if (ShutdownRequestPending)
+	if (ShutdownRequestPending || (ConfigReloadPending && work->connection == NULL))
 		return;					/* that is why */
 	end_tick(NULL, error->text);
 	retry_at = rs_now() + RETRY_INTERVAL;

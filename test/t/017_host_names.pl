@@ -118,6 +118,7 @@ foreach my $query (q{SELECT redstream.stream_size('t')}, q{SELECT * FROM redstre
 # An address that is right is taken up at once.
 reconfigure($node, 'redstream.url' => $redis->url);
 wait_until('a connection', sub { stats($node)->{connected} });
+wait_until('a connection of the worker', sub { $redis->command('CLIENT', 'LIST') =~ /name=redstream-worker/ });
 pass('silent: another address is taken up');
 $node->safe_psql('postgres', 'INSERT INTO t VALUES (3)');
 settle($node, $redis);
