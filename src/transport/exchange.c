@@ -470,17 +470,18 @@ rs_exchange_receive(void)
 	bool		acknowledges;
 	bool		have;
 	int			result = rs_redis_read(rs_link_connection(), &error);
+	uint64		now = rs_now();
 
 	/* A part of a reply counts only where that is large: others are late if they come in parts. */
 	if (result > 0 && (flight = rs_flights_front()) != NULL && flight->kind == RS_FLIGHT_RANGE)
-		heard_at = rs_now();
+		heard_at = now;
 	while (result >= 0 && (flight = rs_flights_front()) != NULL)
 	{
 		result = rs_redis_reply(rs_link_connection(), flight->kind == RS_FLIGHT_RANGE,
 								&reply, &error);
 		if (result <= 0)
 			break;
-		heard_at = rs_now();
+		heard_at = now;
 		acknowledges = rs_wait_replicas == 0 || !flight->writes;
 		have = flight->kind == RS_FLIGHT_WAIT;
 		if (!handle_reply(flight, &reply))
