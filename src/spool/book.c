@@ -144,6 +144,13 @@ join(void)
 	pg_memory_barrier();		/* joined, then the look at the state */
 }
 
+/* Then it stays so since the position of the first time. */
+static bool
+is_joined(void)
+{
+	return pg_atomic_read_u64(&my_join()->since) != 0;
+}
+
 static void
 leave(void)
 {
@@ -202,7 +209,10 @@ rs_spool_join(RsBuckets buckets, int timeout_ms)
 		join();
 		state = state_of(line);
 		if ((state & ON(buckets)) != 0 && (state & CLOSING(buckets)) == 0)
+		{
+			rs_spool_begin(buckets);	/* those that are NORMAL get rows, too */
 			return true;
+		}
 		leave();
 		if ((state & CLOSING(buckets)) != 0 && !await_close(line, buckets, timeout_ms))
 		{
@@ -229,7 +239,8 @@ turn_on(RsSpoolLine *line, RsBuckets buckets)
 void
 rs_spool_begin(RsBuckets buckets)
 {
-	join();
+	if (!is_joined())
+		join();
 	if (my_line() != NULL)
 		turn_on(my_line(), buckets);
 }

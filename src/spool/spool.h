@@ -33,12 +33,12 @@ extern int	rs_spool_bucket_number(RsBuckets bucket);
 extern bool rs_spool_is_on(RsBuckets buckets);
 
 /*
- * Joins if one of the buckets is ON, and returns true: the transaction's records go to the spool.  Waits while one is CLOSING, for
- * timeout_ms at most.  Throws on cancel and termination only.
+ * Joins if one of the buckets is ON, turns the others ON, and returns true: the transaction's records go to the spool.  Waits while one is
+ * CLOSING, for timeout_ms at most.  Throws on cancel and termination only.
  */
 extern bool rs_spool_join(RsBuckets buckets, int timeout_ms);
 
-/* Joins, and turns the buckets ON. */
+/* Joins unless it has joined before, and turns the buckets ON. */
 extern void rs_spool_begin(RsBuckets buckets);
 
 /* The transaction has ended: leaves, and wakes the worker if that is wanted.  Does not throw, allocate or wait. */

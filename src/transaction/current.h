@@ -27,8 +27,8 @@ typedef struct RsCurrent
 	bool		skipping;		/* an outage, and on_outage = skip: nothing is sent any more */
 	bool		spooling;		/* the records go to the spool: nothing is sent any more */
 	bool		numbered;		/* some are there already, and the others have the positions kept for them */
-	bool		joined;			/* rs_spool_join() or rs_spool_begin() was called */
 	RsBuckets	buckets;		/* of all streams */
+	RsBuckets	joined;			/* rs_spool_join() or rs_spool_begin() was called for these */
 	Bitmapset  *published;		/* streams of which records were forgotten before the transaction spooled */
 	XLogRecPtr	published_at;	/* positions kept for these; 0: none */
 	uint64		spooled;		/* rows written */

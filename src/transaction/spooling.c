@@ -34,24 +34,25 @@ rs_spooling_is_on(void)
 	return rs_current.spooling;
 }
 
-/* From now on the transaction has to be waited for. */
+/* From now on the transaction has to be waited for, in the buckets of all the records that it has so far. */
 static void
 begin(void)
 {
-	if (rs_current.joined)
+	if ((rs_current.buckets & ~rs_current.joined) == 0)
 		return;
 	rs_spool_begin(rs_current.buckets);
-	rs_current.joined = true;
+	rs_current.joined = rs_current.buckets;
 }
 
 bool
 rs_spooling_decide(void)
 {
-	if (rs_current.joined)
-		return true;
-	if (may_spool() && rs_spool_is_on(rs_current.buckets) &&
+	if (rs_current.joined == 0 && may_spool() && rs_spool_is_on(rs_current.buckets) &&
 		rs_spool_join(rs_current.buckets, rs_timeout))
-		rs_current.joined = rs_current.spooling = true;
+	{
+		rs_current.joined = rs_current.buckets;
+		rs_current.spooling = true;
+	}
 	else if (rs_current.spooling)
 		begin();
 	return rs_current.spooling;

@@ -164,7 +164,7 @@ finish(bool committed)
 		return;
 	for (int i = 0; i < rs_current.log->nplaces; i++)
 		rs_main_resolve(rs_current.log->places[i], committed);
-	if (rs_current.joined)
+	if (rs_current.joined != 0)
 		rs_spool_leave(!rs_transport_is_down());
 	if (committed)
 		rs_stats_add(RS_COUNT_SPOOLED, rs_current.spooled);

@@ -60,6 +60,29 @@ foreach my $suffix ('.delay', '')
 	pass("$what: the stream does not spool any more");
 }
 
+# Who spools because of the stream that is refused has those wait in line that write to its other streams.
+$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
+$redis->command('SET', 'redstream:stream:item.delay', 'in the way');
+$session->query('INSERT INTO item VALUES (30)');
+wait_until('the reason', sub { spooler() =~ /^stream item: WRONGTYPE/ });
+my $before = -1;
+wait_until('the lane of another stream', sub {
+	my $spooled = $before;
+	$session->query(q{INSERT INTO other VALUES (30) ON CONFLICT (id) DO UPDATE SET filler = concat(other.filler, 'x')});
+	$before = stats($node)->{spooled};
+	return $spooled == $before;
+});
+$session->query(q{BEGIN; INSERT INTO item VALUES (31); INSERT INTO other VALUES (31, '1'); COMMIT});
+$session->query(q{UPDATE other SET filler = '2' WHERE id = 31});
+my @seen;
+wait_until('both messages', sub {
+	@seen = map { /"id":31,"filler":"(.)"/ } $redis->payloads('redstream:stream:other');
+	return @seen >= 3;
+});
+is("@seen", '1 1 2', 'a refused stream and another one in a transaction: nobody overtakes it in the other one');
+$redis->command('DEL', 'redstream:stream:item.delay');
+wait_until('an empty spool', sub { rows() == 0 });
+
 # Each limit makes Redis close the connection.
 foreach my $limit ('proto-max-bulk-len', 'client-query-buffer-limit')
 {
