@@ -3,8 +3,8 @@
  *	  Rows of redstream.spool, to the worker that delivers them.
  *
  * The index gives them in their order from a position on, so that rows that are deleted, and that an old snapshot keeps, are
- * not passed again.  Several transactions can have rows at the same position: those of the batch before are
- * told by their place in the table.
+ * not passed again.  A batch does not begin where the one before it ended, if before that there can have been rows that could not be
+ * seen then: what comes behind them may be newer.  Rows of the batch before are told by their place in the table.
  */
 #include "postgres.h"
 
@@ -106,7 +106,7 @@ take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argume
 	Datum		data;
 	bytea	   *bytes;
 
-	row->position = batch->last = position_of(slot);
+	row->position = position_of(slot);
 	row->xact = xact_of(slot);
 	row->ns = utf8_of(column(slot, RS_SPOOL_NAMESPACE, &is_null));
 	row->stream = utf8_of(column(slot, RS_SPOOL_STREAM, &is_null));
@@ -131,7 +131,7 @@ take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argume
 }
 
 void
-rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
+rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPtr horizon,
 			   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument)
 {
 	Relation	table = rs_spool_table_open(AccessShareLock);
@@ -140,6 +140,7 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
 	IndexScanDesc scan = index_beginscan(table, index, GetActiveSnapshot(), 2, 0);
 	ScanKeyData keys[2];
 	MemoryContext old;
+	XLogRecPtr	last;			/* that was looked at */
 	size_t		bytes = 0;
 	int			looks = 0;
 
@@ -149,7 +150,7 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
 	batch->nrows = 0;
 	batch->bucket = bucket;
 	batch->first_left = 0;
-	batch->last = from = before != NULL ? Max(from, before->last) : from;
+	last = from = before != NULL ? Max(from, before->next) : from;
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT2EQ,
 				Int16GetDatum(rs_spool_bucket_number(bucket)));
 	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_PG_LSN_GE, LSNGetDatum(from));
@@ -161,9 +162,11 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
 			continue;
 		if (batch->nrows > 0 && (is_publication(slot) || batch->rows[0].row.publication))
 			break;
+		last = position_of(slot);
 		bytes += take(batch, slot, leave, argument);
 		CHECK_FOR_INTERRUPTS();
 	} while (!batch->end && batch->nrows < ROWS_MAX && bytes < BYTES_MAX && ++looks < LOOKS_MAX);
+	batch->next = Min(last, horizon);
 	MemoryContextSwitchTo(old);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);

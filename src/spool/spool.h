@@ -124,7 +124,7 @@ typedef struct RsSpoolBatch
 	RsBuckets	bucket;
 	RsSpooled  *rows;
 	int			nrows;
-	XLogRecPtr	last;			/* position of the last row that was looked at */
+	XLogRecPtr	next;			/* all rows before this position were looked at */
 	XLogRecPtr	first_left;		/* position of the first row that was left out; 0: none was */
 	bool		end;			/* nothing is behind them */
 } RsSpoolBatch;
@@ -135,10 +135,11 @@ typedef bool (*RsSpoolLeave) (void *argument, const char *ns, const char *stream
 extern RsSpoolBatch *rs_spool_batch_create(MemoryContext parent);
 
 /*
- * Reads the next rows of the bucket, from the position on, and behind those of "before" (NULL: none).  So many, and so many bytes, as
- * can well be sent at once; possibly none, though it is not the end.  In a transaction with a snapshot.
+ * Reads the next rows of the bucket, from the position on, and those behind "before" (NULL: none).  So many, and so many bytes, as
+ * can well be sent at once; possibly none, though it is not the end.  In a transaction with a snapshot, which was taken after
+ * rs_spool_horizon() gave the horizon.
  */
-extern void rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from,
+extern void rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPtr horizon,
 						   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument);
 
 /* Deletes the rows that are done, as far as they are what was read; the snapshot does not show them any more.  In a transaction. */

@@ -100,10 +100,11 @@ static void
 turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
 {
 	RsSpooler  *spooler = work->spooler;
+	XLogRecPtr	horizon = rs_spool_horizon();	/* before there is a snapshot */
 
 	rs_work_begin(work);
 	clear_landed(spooler);
-	rs_spool_fetch(spooler->next, (RsBuckets) 1 << bucket, spooler->from[bucket], before, is_refused, work);
+	rs_spool_fetch(spooler->next, (RsBuckets) 1 << bucket, spooler->from[bucket], horizon, before, is_refused, work);
 	rs_work_end(work);
 	spooler->caught_up = spooler->next->end;
 	if (spooler->next->nrows > 0)

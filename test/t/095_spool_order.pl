@@ -1,0 +1,65 @@
+# What is in the spool is delivered in commit order, whatever becomes visible while it is being delivered.
+
+use strict;
+use warnings;
+
+use Redstream::Session;
+use Redstream::Test;
+use Test::More;
+
+my $redis = new_redis(appendonly => 'yes', appendfsync => 'always');
+my $node = new_node('main', $redis, 'redstream.timeout' => '1s', 'redstream.delay' => '1h',
+	'log_statement' => 'none');
+
+$node->safe_psql('postgres', q{
+	CREATE TABLE item (id integer PRIMARY KEY, n integer DEFAULT 0);
+	SELECT redstream.attach('item', payload => '{id,n}');
+	SET redstream.enabled = off;
+	INSERT INTO item SELECT generate_series(1, 20000)});
+my $session = Redstream::Session->new($node);
+my $open = Redstream::Session->new($node);
+$open->query(q{SET redstream.transaction_buffer = '64kB'});
+
+# What was announced of a row.
+sub values_of
+{
+	my ($id) = @_;
+	return join ' ', map { /"id":$id,"n":(\d+)/ } $redis->payloads('redstream:stream:item');
+}
+
+sub take_redis_away
+{
+	$redis->stop;
+	wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
+	return;
+}
+
+sub await_empty
+{
+	wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 }, 60);
+	return;
+}
+
+# ---- a transaction that commits while others are delivered -------------------------------------------
+
+# Its rows are in front of all others, and are seen when some of these are on their way.  What follows has to be done within
+# a fifth of a second, then the worker looks from the beginning anyway: so more than once.
+foreach my $round (1 .. 3)
+{
+	$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
+	take_redis_away();
+	$open->query("BEGIN; UPDATE item SET n = $round WHERE id = 1; UPDATE item SET n = $round WHERE id BETWEEN 15001 AND 18000");
+	$session->query("UPDATE item SET n = 2 * $round WHERE id BETWEEN 2 AND 4500");
+	$redis->start;
+	wait_until('the first messages', sub { $redis->command('XLEN', 'redstream:stream:item') });
+	$redis->stop_signal;
+	$open->query('COMMIT');
+	$session->query('UPDATE item SET n = n + 100 WHERE id = 1; UPDATE item SET n = n - 100 WHERE id = 1');
+	$redis->cont;
+	await_empty();
+	is(values_of(1), join(' ', $round - 1, $round, $round, $round + 100, $round + 100, $round),
+		"visible while others are delivered, round $round: in order");
+}
+is_deeply([ crashes($node) ], [], 'no crash');
+$node->stop;
+done_testing;
