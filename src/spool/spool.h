@@ -85,6 +85,9 @@ extern bool rs_spool_has_rows(RsBuckets bucket);
  * "count" more behind it that are given out with it. */
 extern XLogRecPtr rs_spool_position(uint64 count);
 
+/* Before the transaction ends: has WAL reach all positions given out, so that what others write afterwards has later ones. */
+extern void rs_spool_settle(void);
+
 typedef struct RsSpoolWriter RsSpoolWriter;
 
 /* One row: a message, or what publishes a large transaction's delay messages. */

@@ -15,7 +15,9 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "access/xloginsert.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_control.h"
 #include "commands/extension.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
@@ -31,6 +33,8 @@
 
 #define TABLE "spool"
 #define INDEX "spool_order"
+
+static XLogRecPtr last_position;	/* that this process has given out */
 
 struct RsSpoolWriter
 {
@@ -110,11 +114,24 @@ rs_spool_has_rows(RsBuckets bucket)
 XLogRecPtr
 rs_spool_position(uint64 count)
 {
-	static XLogRecPtr last = 0;
-	XLogRecPtr	position = Max(last + 1, GetXLogInsertRecPtr());
+	XLogRecPtr	position = Max(last_position + 1, GetXLogInsertRecPtr());
 
-	last = position + count;
+	last_position = position + count;
 	return position;
+}
+
+/* A row takes more WAL than its position does: there is something to do only if many have been given out for rows that were not written. */
+void
+rs_spool_settle(void)
+{
+	static char nothing[BLCKSZ];
+
+	while (GetXLogInsertRecPtr() <= last_position)
+	{
+		XLogBeginInsert();
+		XLogRegisterData(nothing, Min(sizeof(nothing), last_position - GetXLogInsertRecPtr() + 1));
+		(void) XLogInsert(RM_XLOG_ID, XLOG_NOOP);
+	}
 }
 
 /* ---- writing ----------------------------------------------------------------------------- */

@@ -157,6 +157,7 @@ rs_spooling_finish(size_t start)
 {
 	write_records(start);
 	write_publications();
+	rs_spool_settle();
 }
 
 /*

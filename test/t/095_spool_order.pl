@@ -60,6 +60,26 @@ foreach my $round (1 .. 3)
 	is(values_of(1), join(' ', $round - 1, $round, $round, $round + 100, $round + 100, $round),
 		"visible while others are delivered, round $round: in order");
 }
+# ---- a position that was given out, and not used ---------------------------------------------------------
+
+# Records of the outer savepoint have their positions before they are written, and never are.
+$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
+take_redis_away();
+is($open->query(q{
+	SET redstream.transaction_buffer = '20MB';
+	BEGIN;
+	SAVEPOINT a;
+	SELECT count(redstream.emit('mails', to_jsonb(i))) FROM generate_series(1, 872000) i;
+	SAVEPOINT b;
+	SELECT count(redstream.emit('mails', to_jsonb(-i))) FROM generate_series(1, 5000) i;
+	ROLLBACK TO a;
+	UPDATE item SET n = 1000 WHERE id = 1;
+	COMMIT}), "872000\n5000", 'positions that are not used: commits');
+$session->query('UPDATE item SET n = 2000 WHERE id = 1');
+$redis->start;
+await_empty();
+is(values_of(1), '3 1000 1000 2000', 'and the next transaction has later ones');
+
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;
 done_testing;
