@@ -4,7 +4,8 @@
  *
  * The index gives them in their order from a position on, so that rows that are deleted, and that an old snapshot keeps, are
  * not passed again.  A batch does not begin where the one before it ended, if before that there can have been rows that could not be
- * seen then: what comes behind them may be newer.  Rows of the batch before are told by their place in the table.
+ * seen then: what comes behind them may be newer.  A row is told by its position and its
+ * transaction, wherever VACUUM FULL moves it.
  */
 #include "postgres.h"
 
@@ -41,21 +42,6 @@ rs_spool_batch_create(MemoryContext parent)
 	return batch;
 }
 
-static bool
-is_in(const RsSpoolBatch *batch, const TupleTableSlot *slot, XLogRecPtr position)
-{
-	for (int i = batch != NULL ? batch->nrows : 0; i > 0; i--)
-	{
-		RsSpooled  *spooled = &batch->rows[i - 1];
-
-		if (spooled->row.position < position)
-			break;
-		if (ItemPointerEquals(&spooled->tid, (ItemPointer) &slot->tts_tid))
-			return true;
-	}
-	return false;
-}
-
 static Datum
 column(TupleTableSlot *slot, int number, bool *is_null)
 {
@@ -84,6 +70,23 @@ xact_of(TupleTableSlot *slot)
 	bool		is_null;
 
 	return U64FromFullTransactionId(DatumGetFullTransactionId(column(slot, RS_SPOOL_XACT, &is_null)));
+}
+
+static bool
+is_in(const RsSpoolBatch *batch, TupleTableSlot *slot)
+{
+	XLogRecPtr	position = position_of(slot);
+
+	for (int i = batch != NULL ? batch->nrows : 0; i > 0; i--)
+	{
+		const RsSpoolRow *row = &batch->rows[i - 1].row;
+
+		if (row->position < position)
+			break;
+		if (row->position == position && row->xact == xact_of(slot))
+			return true;
+	}
+	return false;
 }
 
 /* What publishes a large transaction is a batch of its own. */
@@ -123,7 +126,6 @@ take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argume
 	bytes = PG_DETOAST_DATUM_COPY(data);
 	row->data = VARDATA(bytes);
 	row->length = VARSIZE(bytes) - VARHDRSZ;
-	spooled->tid = slot->tts_tid;
 	spooled->spooled_at = DatumGetTimestampTz(column(slot, RS_SPOOL_SPOOLED_AT, &is_null));
 	spooled->done = false;
 	batch->nrows++;
@@ -158,7 +160,7 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPt
 	do
 	{
 		batch->end = !index_getnext_slot(scan, ForwardScanDirection, slot);
-		if (batch->end || is_in(before, slot, position_of(slot)))
+		if (batch->end || is_in(before, slot))
 			continue;
 		if (batch->nrows > 0 && (is_publication(slot) || batch->rows[0].row.publication))
 			break;
@@ -174,29 +176,57 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPt
 	table_close(table, AccessShareLock);
 }
 
+/* The row of the batch that is in the slot, from the one with number "i" on; NULL if there is none. */
+static const RsSpooled *
+find(const RsSpoolBatch *batch, int *i, TupleTableSlot *slot)
+{
+	XLogRecPtr	position = position_of(slot);
+
+	while (*i < batch->nrows && batch->rows[*i].row.position < position)
+		(*i)++;
+	for (int j = *i; j < batch->nrows && batch->rows[j].row.position == position; j++)
+		if (batch->rows[j].row.xact == xact_of(slot))
+			return &batch->rows[j];
+	return NULL;
+}
+
 void
 rs_spool_delete(const RsSpoolBatch *batch)
 {
-	Relation	table = rs_spool_table_open(RowExclusiveLock);
-	TupleTableSlot *slot = table_slot_create(table, NULL);
+	Relation	table;
+	Relation	index;
+	TupleTableSlot *slot;
+	IndexScanDesc scan;
+	ScanKeyData keys[3];
 	CommandId	command = GetCurrentCommandId(true);
+	int			i = 0;
 
-	for (int i = 0; i < batch->nrows; i++)
+	if (batch->nrows == 0)
+		return;
+	table = rs_spool_table_open(RowExclusiveLock);
+	index = rs_spool_index_open(AccessShareLock);
+	slot = table_slot_create(table, NULL);
+	scan = index_beginscan(table, index, GetActiveSnapshot(), lengthof(keys), 0);
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT2EQ,
+				Int16GetDatum(rs_spool_bucket_number(batch->bucket)));
+	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_PG_LSN_GE, LSNGetDatum(batch->rows[0].row.position));
+	ScanKeyInit(&keys[2], 2, BTLessEqualStrategyNumber, F_PG_LSN_LE,
+				LSNGetDatum(batch->rows[batch->nrows - 1].row.position));
+	index_rescan(scan, keys, lengthof(keys), NULL, 0);
+	while (index_getnext_slot(scan, ForwardScanDirection, slot))
 	{
-		const RsSpooled *spooled = &batch->rows[i];
-		ItemPointerData tid = spooled->tid;
+		const RsSpooled *spooled = find(batch, &i, slot);
+		ItemPointerData tid = slot->tts_tid;
 		TM_FailureData failure;
 
-		if (!spooled->done ||
-			!table_tuple_fetch_row_version(table, &tid, GetActiveSnapshot(), slot) ||
-			position_of(slot) != spooled->row.position || xact_of(slot) != spooled->row.xact)
-			continue;
-
 		/* whatever it says: a row that is gone need not be deleted */
-		(void) table_tuple_delete(table, &tid, command, GetActiveSnapshot(), InvalidSnapshot,
-								  true, &failure, false);
+		if (spooled != NULL && spooled->done)
+			(void) table_tuple_delete(table, &tid, command, GetActiveSnapshot(), InvalidSnapshot,
+									  true, &failure, false);
 	}
+	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
+	index_close(index, AccessShareLock);
 	table_close(table, RowExclusiveLock);
 	CommandCounterIncrement();
 	UpdateActiveSnapshotCommandId();

@@ -10,7 +10,6 @@
 
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
-#include "storage/itemptr.h"
 
 /* A set of buckets, one bit each; every stream belongs to one. */
 typedef uint32 RsBuckets;
@@ -114,7 +113,6 @@ extern void rs_spool_writer_close(RsSpoolWriter *writer);
 
 typedef struct RsSpooled
 {
-	ItemPointerData tid;
 	RsSpoolRow	row;
 	TimestampTz spooled_at;
 	bool		done;			/* to be deleted */
@@ -145,7 +143,7 @@ extern RsSpoolBatch *rs_spool_batch_create(MemoryContext parent);
 extern void rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPtr horizon,
 						   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument);
 
-/* Deletes the rows that are done, as far as they are what was read; the snapshot does not show them any more.  In a transaction. */
+/* Deletes the rows that are done, and still there; the snapshot does not show them any more.  In a transaction. */
 extern void rs_spool_delete(const RsSpoolBatch *batch);
 
 #endif							/* RS_SPOOL_H */

@@ -80,6 +80,21 @@ $redis->start;
 await_empty();
 is(values_of(1), '3 1000 1000 2000', 'and the next transaction has later ones');
 
+# ---- rows that move while they are on their way ---------------------------------------------------------------
+
+$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
+take_redis_away();
+$session->query('UPDATE item SET n = -1 ');
+$session->query('DELETE FROM redstream.spool WHERE convert_from(payload, \'UTF8\') !~ \'"n":-1\'');
+$redis->start;
+wait_until('the first messages', sub { $redis->command('XLEN', 'redstream:stream:item') });
+$redis->stop_signal;
+isnt($session->query('SELECT count(*) FROM redstream.spool'), 0, 'VACUUM FULL: while rows are delivered');
+$session->query('VACUUM FULL redstream.spool');
+$redis->cont;
+await_empty();
+is($redis->command('XLEN', 'redstream:stream:item'), 20000, 'VACUUM FULL: each is delivered once');
+
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;
 done_testing;
