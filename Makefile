@@ -53,7 +53,7 @@ PROGRAM_OBJS = \
 
 # These need no PostgreSQL beforehand: the first row installs what is missing
 # by itself, and works on a copy of this directory.
-OWN_GOALS = check demo bench bench-large bench-delayer bench-bulk bench-consumer \
+OWN_GOALS = check demo soak bench bench-large bench-delayer bench-bulk bench-consumer \
 	bench-outage \
 	unit clean help
 
@@ -67,6 +67,9 @@ check:
 
 demo:
 	@test/in-copy test/demo
+
+soak:
+	@test/in-copy test/soak/run
 
 bench:
 	@test/in-copy test/bench/run
@@ -100,9 +103,10 @@ help:
 	@echo 'make install       put it where that PostgreSQL looks for extensions'
 	@echo 'make installcheck  run the SQL tests against the running server'
 	@echo 'make check         run every test; needs nothing beforehand'
-	@echo '                   ONLY="unit regress isolation tap demo bench examples"  only these suites'
+	@echo '                   ONLY="unit regress isolation tap demo bench soak examples"  only these suites'
 	@echo '                   TAP=test/t/001_*.pl                      only these TAP tests'
 	@echo 'make demo          see it work; needs nothing beforehand; KEEP=1 to play on'
+	@echo 'make soak          everything goes wrong, for DURATION=10m: is anything lost? SEED=n for the same faults again'
 	@echo 'make bench         measure it; needs nothing beforehand'
 	@echo 'make bench-large   what one transaction of 5,000,000 rows costs itself and others'
 	@echo 'make bench-delayer how fast due messages are moved, and what that costs Redis'

@@ -61,7 +61,9 @@ sub result
 	{
 		croak 'a session hangs' if time > $deadline;
 		next unless IO::Select->new($self->{out})->can_read(0.5);
-		last unless sysread($self->{out}, $self->{unread}, 1 << 16, length $self->{unread});
+		next if sysread($self->{out}, $self->{unread}, 1 << 16, length $self->{unread});
+		$self->{ended} = 1;
+		last;
 	}
 	my $output = substr($self->{unread}, 0, $position >= 0 ? $position : length $self->{unread}, '');
 	substr($self->{unread}, 0, length $end) = '' if $position >= 0;
@@ -69,6 +71,9 @@ sub result
 	chomp $output;
 	return $output;
 }
+
+# Has a result been cut short by the end of the session?
+sub ended { return $_[0]->{ended}; }
 
 sub query
 {
