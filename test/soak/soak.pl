@@ -75,6 +75,7 @@ sub unsettled
 	my $stats = eval { stats($run->{node}) } or return 'the server does not answer';
 	return 'no connection' unless $stats->{connected};
 	return 'messages in the lanes' if $stats->{main_bytes} || $stats->{delay_bytes};
+	return "$stats->{spool_rows} rows in the spool" if $stats->{spool_rows};
 	my @delayed = grep { $redis->command('XLEN', "redstream:stream:$_.delay") } @STREAMS;
 	return "delay messages of @delayed" if @delayed;
 	return 'recorder' unless record_is_complete($run, $redis);
@@ -178,6 +179,8 @@ none('every committed change was announced', $verdict->missing);
 none('first announcements of a row are in the order of its commits', $verdict->disordered);
 none('the last message of a row is its newest', $verdict->stale);
 none('nothing was announced that was not committed', $verdict->invented);
+none('no transaction failed because of Redis', (map { "$_->[3] at $_->[2]" } grep { $_->[4] eq '58030' } @transactions),
+	grep { /ERROR:.*(?:Redis|announce)/ } split /\n/, $run->read_file('pgbench.errors'));
 none('no process died that was not killed', crashes_in_logs());
 none('writers, recorder and consumers were there all the time', $run->failed, $consumers->ended);
 cmp_ok($longest->[0], '<', $longest_allowed, 'no COMMIT took too long');

@@ -72,7 +72,7 @@ sub tend
 			url => $self->{proxy}->url,
 			stream => $program->{table},
 			name => 'copy',
-			options => [ '--batch-size', 300 ],
+			options => [ '--batch-size', 5000, '--unique' ],
 			command => [ 'test/soak/copy', $program->{table} ],
 			environment => {
 				SOAK_DIRECTORY => $self->{run}->file(''),

@@ -300,7 +300,7 @@ sub run_writer
 		my ($kind, undef, $text) = @{ $CHOICES[ rand @CHOICES ] };
 		run_transaction($kind, $text);
 		end_prepared() if !$session->ended && rand() < 0.2;
-		sleep rand 0.01;
+		sleep rand 0.06;
 	}
 	return;
 }
@@ -343,7 +343,7 @@ sub run_pgbench
 	local $ENV{PGAPPNAME} = 'soak writer';
 	until ($run->is_over('writers'))
 	{
-		system('pgbench', '--no-vacuum', '--client=4', '--rate=300', '--protocol=prepared', '--time=5', "--file=$hot",
+		system('pgbench', '--no-vacuum', '--client=4', '--rate=150', '--protocol=prepared', '--time=5', "--file=$hot",
 			$run->primary->connstr('postgres'));
 		sleep 0.05;
 	}
