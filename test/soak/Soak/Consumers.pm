@@ -37,6 +37,11 @@ sub new
 	$node->start;
 	$node->safe_psql('postgres', "CREATE TABLE $_ (id bigint PRIMARY KEY, n integer, note text)") foreach @COPIED;
 	$self->{copy} = $node;
+
+	# before anybody reads, or what that one is done with would be trimmed
+	$run->{node}->safe_psql('postgres', join ';',
+		(map { "SELECT redstream.add_consumer('$_', 'copy')" } @COPIED),
+		(map { "SELECT redstream.add_consumer('$_', 'mirror')" } @STREAMS));
 	return $self;
 }
 
@@ -47,9 +52,6 @@ sub start
 	my ($self) = @_;
 	my $run = $self->{run};
 
-	$run->{node}->safe_psql('postgres', join ';',
-		(map { "SELECT redstream.add_consumer('$_', 'copy')" } @COPIED),
-		(map { "SELECT redstream.add_consumer('$_', 'mirror')" } @STREAMS));
 	foreach my $table (@COPIED)
 	{
 		push @{ $self->{programs} }, { table => $table } foreach 1 .. $PROCESSES;
