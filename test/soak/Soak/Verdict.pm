@@ -6,13 +6,15 @@
 #	$verdict->stale;         # rows whose last message is not the newest change
 #	$verdict->invented;      # messages of what was rolled back
 #
-# Nothing is promised of the order of two-phase commits.  Two things are excused, each as narrowly as it can be told from outside:
+# Nothing is promised of the order of two-phase commits.  Three things are excused, each as narrowly as it can be told from outside:
 #
 # - When PostgreSQL crashes, main messages that have not left yet are gone, and so is one whose transaction stops just before its
 #   end; the delayed copy is the first announcement then, and may come after one of a newer change.  This is excused
 #   if it comes at least "delay" after the delay message was written, and if PostgreSQL had such a fault when the main message
 #   should have left: at once, or after the trouble that Redis or the network had then.  (With redstream.repeat = unconfirmed a new
 #   worker does not wait for the delay, which is 0 here.)
+# - When Redis is out of memory it may refuse messages and take later ones that were under way with them.  All of them are sent again, in
+#   order; but a newer change was announced before an older one.  This is excused while Redis had that fault.
 # - When a standby is promoted, it cannot know what became of transactions whose delay messages it
 #   finds, and announces them.  Messages equal to a delay message of an older timeline are excused after the promotion.
 
@@ -39,6 +41,7 @@ sub new
 		%options,
 		run => $run,
 		losses => [ grep { $_->[3] eq 'postgres' && $_->[0] =~ /killed|shutdown|failover|backend stopped/ } $faults->all ],
+		refusals => [ grep { $_->[0] =~ /out of memory/ } $faults->all ],
 		outages => [ sort { $a->[1] <=> $b->[1] } grep { $_->[3] =~ /redis|network/ } $faults->all ],
 		promotions => $run->{promotions} || [],
 		messages => 0,
@@ -188,6 +191,12 @@ sub _is_late
 	return any { $_->[1] < $sent && $_->[2] > $written } @{ $self->{losses} };
 }
 
+sub _is_resent
+{
+	my ($self, $seconds) = @_;
+	return any { $_->[1] < $seconds && $_->[2] + $PATIENCE > $seconds } @{ $self->{refusals} };
+}
+
 sub _judge_disorder
 {
 	my ($self) = @_;
@@ -206,7 +215,7 @@ sub _judge_disorder
 		# those of transactions that were rolled back among them
 		my @written = @{ $written{$message} || [] };
 
-		if (any { $self->_is_late($_, $seconds) } @written)
+		if ($self->_is_resent($seconds) || any { $self->_is_late($_, $seconds) } @written)
 		{
 			$self->{late}++;
 			next;
