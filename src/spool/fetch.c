@@ -227,7 +227,7 @@ rs_spool_delete(const RsSpoolBatch *batch)
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);
 	index_close(index, AccessShareLock);
-	table_close(table, RowExclusiveLock);
+	table_close(table, NoLock);	/* the lock is held until the transaction ends */
 	CommandCounterIncrement();
 	UpdateActiveSnapshotCommandId();
 }

@@ -200,6 +200,6 @@ rs_spool_writer_close(RsSpoolWriter *writer)
 	ExecDropSingleTupleTableSlot(writer->slot);
 	ExecCloseIndices(writer->indexes);
 	FreeExecutorState(writer->state);
-	table_close(writer->table, RowExclusiveLock);
+	table_close(writer->table, NoLock);	/* the lock is held until the transaction ends */
 	pfree(writer);
 }

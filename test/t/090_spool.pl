@@ -42,26 +42,11 @@ sub forget
 	return;
 }
 
-# Redis is away, and everybody knows it.
-sub take_redis_away
-{
-	$redis->stop;
-	wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
-	return;
-}
-
-sub bring_redis_back
-{
-	$redis->start;
-	wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 });
-	return;
-}
-
 # ---- whatever the transaction is -------------------------------------------------------
 
 is($node->safe_psql('postgres', 'SHOW redstream.on_outage'), 'spool', 'it is the default');
 is(stats($node)->{spool_rows}, 0, 'the spool is empty');
-take_redis_away();
+redis_away($node, $redis);
 my $session = Redstream::Session->new($node);
 is($session->query('INSERT INTO item VALUES (1)'), '', 'a transaction commits');
 is(spool(), '{"id":1,"n":0}', 'its message is in the spool');
@@ -89,7 +74,7 @@ isnt($stats->{spool_oldest}, '', 'and tells the age');
 is($node->safe_psql('postgres', q{SELECT has_table_privilege('writer', 'redstream.spool', 'SELECT')}), 'f',
 	'the spool is nobody\'s to read');
 
-bring_redis_back();
+redis_back($node, $redis);
 is(main_of('item'), join(' ', map { qq({"id":$_->[0],"n":$_->[1]}) }
 	  [1, 0], [1, 0], [1, 1], [1, 1], [1, 2], [2, 0], [3, 0], [4, 0], [5, 0], [7, 0]),
 	'everything is delivered, in order');
@@ -116,7 +101,7 @@ pass('the spool is not used for longer than needed');
 
 # ---- policies ------------------------------------------------------------------------------
 
-take_redis_away();
+redis_away($node, $redis);
 like($session->query(q{SET redstream.on_outage = error; INSERT INTO item VALUES (20)}),
 	qr/could not announce changes: Redis is not available/, 'on_outage = error fails');
 like($session->query(q{SET redstream.on_outage = skip; INSERT INTO item VALUES (21)}),
@@ -127,13 +112,13 @@ is(spool(), '{"id":22,"n":0}', 'its message is there, and nothing of the others'
 my $rows = $session->query('RESET redstream.wait_for_ack; SELECT count(*) FROM item');
 is($session->query('TRUNCATE item'), '', 'TRUNCATE');
 is(stats($node)->{spool_rows}, 1 + $rows, 'announces every row');
-bring_redis_back();
+redis_back($node, $redis);
 
 # ---- restarts ---------------------------------------------------------------------------------
 
 foreach my $mode ('fast', 'immediate')
 {
-	take_redis_away();
+	redis_away($node, $redis);
 	$node->safe_psql('postgres', q{
 		INSERT INTO item VALUES (30, 1), (31, 1) ON CONFLICT (id) DO UPDATE SET n = 1;
 		UPDATE item SET n = 2 WHERE id = 30});
@@ -155,7 +140,7 @@ foreach my $mode ('fast', 'immediate')
 
 # ---- a dump, and odd places ----------------------------------------------------------------------
 
-take_redis_away();
+redis_away($node, $redis);
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (40)');
 my ($dump) = run_command([ 'pg_dump', '-d', $node->connstr('postgres') ]);
 unlike($dump, qr/COPY redstream\.spool/, 'the spool is not dumped');

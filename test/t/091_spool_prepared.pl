@@ -68,16 +68,14 @@ foreach my $mode ('fast', 'immediate')
 }
 
 # Redis is away at PREPARE, at COMMIT PREPARED, at both.
-$redis->stop;
-wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
+redis_away($node, $redis);
 prepare('e', 'INSERT INTO item VALUES (20)');
 $redis->start;
 wait_until('a connection', sub { stats($node)->{connected} });
 finish('COMMIT', 'e');
 check_arrived('Redis away at PREPARE', '{"id":20,"n":0}');
 prepare('f', 'INSERT INTO item VALUES (21)');
-$redis->stop;
-wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
+redis_away($node, $redis);
 finish('COMMIT', 'f');
 $redis->start;
 check_arrived('Redis away at COMMIT PREPARED', '{"id":21,"n":0}');

@@ -104,8 +104,7 @@ foreach my $limit ('proto-max-bulk-len', 'client-query-buffer-limit')
 
 # A row that is larger than the lanes of the next life of the server.
 $redis->command('DEL', 'redstream:stream:large');
-$redis->stop;
-wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
+redis_away($node, $redis);
 $session->query(q{INSERT INTO large VALUES (3, repeat('x', 1500000)), (4, 'small')});
 $node->append_conf('postgresql.conf', q{redstream.queue_size = '1MB'});
 $node->restart;

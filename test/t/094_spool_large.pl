@@ -30,23 +30,9 @@ sub firsts
 	return join ' ', grep { !$seen{$_}++ } map { /$pattern/ ? "$1" : () } $redis->payloads("redstream:stream:$stream");
 }
 
-sub take_redis_away
-{
-	$redis->stop;
-	wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
-	return;
-}
-
-sub bring_redis_back
-{
-	$redis->start;
-	wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 }, 60);
-	return;
-}
-
 # ---- subtransactions ---------------------------------------------------------------------------
 
-take_redis_away();
+redis_away($node, $redis);
 is($session->query(q{
 	BEGIN;
 	INSERT INTO key SELECT generate_series(1, 3000);
@@ -81,7 +67,7 @@ is($session->query(q{
 	END $$;
 	SELECT used_bytes < 1024 * 1024 FROM pg_backend_memory_contexts WHERE name = 'redstream transaction log';
 	COMMIT}), 't', 'many subtransactions: memory is bounded');
-bring_redis_back();
+redis_back($node, $redis);
 is(firsts('key', '"id":(\d+)'),
 	join(' ', 1 .. 3000, 10001 .. 13000, 3001 .. 9000, grep { $_ % 10 } 50001 .. 60000),
 	'what was committed is announced, in order, and nothing else');
@@ -94,10 +80,10 @@ foreach my $end ('COMMIT', 'ROLLBACK')
 		SET redstream.enabled = off; DELETE FROM item; INSERT INTO item SELECT generate_series(1, 6000)});
 	$redis->command('FLUSHALL');
 	$session->query('BEGIN; UPDATE item SET n = 1 WHERE id <= 3000; SAVEPOINT a; UPDATE item SET n = 9 WHERE id > 5000; ROLLBACK TO a');
-	take_redis_away();
+	redis_away($node, $redis);
 	is($session->query("UPDATE item SET n = 1 WHERE id > 3000 AND id <= 5000; $end"), '', "outage in the middle: $end");
 	$node->safe_psql('postgres', 'UPDATE item SET n = n + 1 WHERE id % 100 = 0');
-	bring_redis_back();
+	redis_back($node, $redis);
 	my $grown = $end eq 'COMMIT' ? 1 : 0;
 	is_deeply([ grep { /"n":9/ } $redis->payloads('redstream:stream:item') ], [], "$end: nothing that was rolled back");
 	is(firsts('item', '"id":(\d+),"n":1'),
@@ -117,18 +103,18 @@ foreach my $end ('COMMIT', 'ROLLBACK')
 
 # ---- many rows, and a snapshot that keeps them ------------------------------------------------------
 
-take_redis_away();
+redis_away($node, $redis);
 $node->safe_psql('postgres', 'SET redstream.enabled = off; TRUNCATE key; INSERT INTO key SELECT generate_series(1, 40000)');
 $redis->start;
 wait_until('a connection', sub { stats($node)->{connected} });
 $redis->command('FLUSHALL');
-take_redis_away();
+redis_away($node, $redis);
 my $reader = Redstream::Session->new($node);
 $reader->query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM redstream.spool');
 $node->safe_psql('postgres', 'SELECT redstream.enqueue(\'key\')');
 my $read = q{SELECT coalesce(sum(idx_tup_fetch), 0) FROM pg_stat_all_tables WHERE relid = 'redstream.spool'::regclass};
 my $before = $node->safe_psql('postgres', $read);
-bring_redis_back();
+redis_back($node, $redis);
 is($redis->command('XLEN', 'redstream:stream:key'), 40000, 'many rows: each is delivered once');
 is(firsts('key', '"id":(\d+)'), join(' ', 1 .. 40000), 'many rows: in order');
 $node->safe_psql('postgres', 'SELECT pg_stat_force_next_flush()');

@@ -27,13 +27,6 @@ sub values_of
 	return join ' ', map { /"id":$id,"n":(\d+)/ } $redis->payloads('redstream:stream:item');
 }
 
-sub take_redis_away
-{
-	$redis->stop;
-	wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
-	return;
-}
-
 sub await_empty
 {
 	wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 }, 60);
@@ -47,7 +40,7 @@ sub await_empty
 foreach my $round (1 .. 3)
 {
 	$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
-	take_redis_away();
+	redis_away($node, $redis);
 	$open->query("BEGIN; UPDATE item SET n = $round WHERE id = 1; UPDATE item SET n = $round WHERE id BETWEEN 15001 AND 18000");
 	$session->query("UPDATE item SET n = 2 * $round WHERE id BETWEEN 2 AND 4500");
 	$redis->start;
@@ -64,7 +57,7 @@ foreach my $round (1 .. 3)
 
 # Records of the outer savepoint have their positions before they are written, and never are.
 $redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
-take_redis_away();
+redis_away($node, $redis);
 is($open->query(q{
 	SET redstream.transaction_buffer = '20MB';
 	BEGIN;
@@ -83,7 +76,7 @@ is(values_of(1), '3 1000 1000 2000', 'and the next transaction has later ones');
 # ---- rows that move while they are on their way ---------------------------------------------------------------
 
 $redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
-take_redis_away();
+redis_away($node, $redis);
 $session->query('UPDATE item SET n = -1 ');
 $session->query('DELETE FROM redstream.spool WHERE convert_from(payload, \'UTF8\') !~ \'"n":-1\'');
 $redis->start;

@@ -24,8 +24,9 @@ use Time::HiRes qw(sleep time);
 
 my %settling;					# nodes that have what settle() needs
 
-our @EXPORT = qw(new_redis new_node wait_until reconfigure stats sender_pid process_pid sessions_waiting crashes settle delay_messages_now
-	take announced);
+our @EXPORT = qw(
+	new_redis new_node wait_until reconfigure stats sender_pid process_pid sessions_waiting
+	crashes settle delay_messages_now take announced redis_away redis_back);
 
 # Starts a Redis, with options as in redis.conf.
 sub new_redis
@@ -177,6 +178,26 @@ sub delay_messages_now
 {
 	my ($table) = @_;
 	return "SELECT redstream.bulk('$table', 'false', 'DELETE FROM $table WHERE false')";
+}
+
+# Stops Redis, and returns when everybody knows that it is away.
+sub redis_away
+{
+	my ($node, $redis) = @_;
+
+	$redis->stop;
+	wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
+	return;
+}
+
+# Starts it, and returns when the spool is delivered.
+sub redis_back
+{
+	my ($node, $redis) = @_;
+
+	$redis->start;
+	wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 }, 60);
+	return;
 }
 
 # Takes a stream's entries out of Redis: [id, {field => value}], oldest first.
