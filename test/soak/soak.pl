@@ -121,7 +121,7 @@ sub report_faults
 	return;
 }
 
-# [seconds, kind]: the slowest COMMIT while PostgreSQL's own processes were well
+# [seconds, kind]: the slowest COMMIT while PostgreSQL's own processes were well, whatever Redis and the network did
 sub longest_commit
 {
 	my $longest = [ 0, 'none' ];

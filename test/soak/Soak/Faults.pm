@@ -41,7 +41,7 @@ my %TROUBLES = (
 			return sub { $redis->command('CONFIG', 'SET', 'maxmemory', '0') };
 		} ],
 		[ 'Redis out of memory on and off', 4, 0.5, 3, sub {
-			my ($seconds) = $_[1];
+			my (undef, $seconds) = @_;
 			$run->fork('flicker', sub { flicker($seconds) });
 			return sub { $run->wait_for_end(qr/^flicker/, 60); $redis->command('CONFIG', 'SET', 'maxmemory', '0') };
 		} ],
