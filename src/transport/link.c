@@ -128,11 +128,10 @@ drop(bool abort)
 }
 
 void
-rs_link_close(void)
+rs_link_leave(void)
 {
 	drop(false);
-	if (pg_atomic_read_u32(&rs_shared->link) == RS_LINK_UP)
-		set_link(RS_LINK_UNKNOWN);
+	set_link(pg_atomic_read_u32(&rs_shared->link) == RS_LINK_UP ? RS_LINK_UNKNOWN : RS_LINK_DOWN);
 }
 
 void

@@ -124,7 +124,7 @@ static void
 disappear(int code, Datum argument)
 {
 	pg_atomic_write_u32(&rs_shared->sender, RS_NO_PROCESS);
-	rs_link_close();
+	rs_link_leave();
 	rs_process_set(InvalidOid, RS_PROCESS_SENDER, 0, RS_PROCESS_STARTING);
 }
 
@@ -138,8 +138,6 @@ appear(void)
 	pg_atomic_write_u32(&rs_shared->sender, MyProc->pgprocno);
 	rs_process_set(InvalidOid, RS_PROCESS_SENDER, MyProcPid, RS_PROCESS_STARTING);
 	before_shmem_exit(disappear, 0);
-	if (pg_atomic_read_u64(&rs_shared->first_xid) == 0)
-		pg_atomic_write_u64(&rs_shared->first_xid, find_first_xid());
 	while (rs_shared->sender_started != 0 && rs_now() < earliest && !ShutdownRequestPending)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
@@ -147,6 +145,8 @@ appear(void)
 		ResetLatch(MyLatch);
 	}
 	rs_shared->sender_started = rs_now();
+	if (pg_atomic_read_u64(&rs_shared->first_xid) == 0)
+		pg_atomic_write_u64(&rs_shared->first_xid, find_first_xid());
 	rs_exchange_rewind();
 }
 

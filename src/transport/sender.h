@@ -26,8 +26,9 @@ extern RsConnection *rs_link_connection(void);
 /* Connects, if it is time to; failing that, says when the next try is due. */
 extern void rs_link_open(void);
 extern uint64 rs_link_retry_at(void);
-/* Closes the connection in peace. */
-extern void rs_link_close(void);
+/* Closes the connection in peace, when the sender ends.  One that ends without ever having had a connection that works
+ * leaves Redis as away: else everybody would wait in vain while one after the other does. */
+extern void rs_link_leave(void);
 /* Closes it for new settings, and forgets past failures. */
 extern void rs_link_renew(void);
 /* The one answer to all trouble: closes it, and decides when to try again. */

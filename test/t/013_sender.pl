@@ -72,6 +72,33 @@ cmp_ok($stats->{acknowledged}, '<=', $stats->{delayed},
 	'no more main messages than delay messages');
 is_deeply([ crashes($node) ], [], 'no crash');
 
+# One that fails again and again before it has a connection counts as an outage: nobody waits
+# for it, and it is not started more often than once a second.
+{
+	my $offset = -s $node->logfile;
+	my $failures = sub { return scalar(() = slurp_file($node->logfile, $offset) =~ /sender_error is on/g); };
+
+	$node->safe_psql('postgres', q{
+		CREATE TABLE failing (id integer PRIMARY KEY);
+		SELECT redstream.attach('failing')});
+	reconfigure($node, 'redstream_test.sender_error' => 'on', 'redstream.timeout' => '20s');
+	my $begun = time;
+	kill('TERM', sender_pid($node));
+	wait_until('two failures', sub { $failures->() >= 2 });
+	like(($node->psql('postgres', 'INSERT INTO failing VALUES (1)'))[2],
+		qr/could not announce changes: Redis is not available/, 'sender fails at start: a transaction does not wait for it');
+	is($node->safe_psql('postgres', q{SET redstream.on_outage = spool; INSERT INTO failing VALUES (2)}), '',
+		'sender fails at start: or is spooled');
+	wait_until('more failures', sub { $failures->() >= 4 });
+	cmp_ok($failures->(), '<=', time - $begun + 2, 'sender fails at start: it is started once a second');
+	reconfigure($node, 'redstream_test.sender_error' => 'off', 'redstream.timeout' => '3s');
+	wait_until('a connection', sub { stats($node)->{connected} });
+	wait_until('the spooled message', sub { $redis->payloads('redstream:stream:failing') });
+	is_deeply([ $redis->payloads('redstream:stream:failing') ], ['{"id":2}'],
+		'sender fails at start: what was spooled is delivered, what failed is not announced');
+	is_deeply([ crashes($node) ], [], 'sender fails at start: no crash');
+}
+
 # SIGKILL makes the postmaster restart everything.  What the lanes held is gone; the
 # delay messages are not, so that the newest may be missing on the main stream.
 {

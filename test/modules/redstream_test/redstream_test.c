@@ -17,6 +17,9 @@
  * The settings apply to transactions that have a transaction id.  A plain SET
  * is a transaction too; without this rule it would fall into its own trap.
  *
+ * redstream_test.sender_error makes each sender fail before its first
+ * connection counts.
+ *
  * redstream_test.memory() tells what is allocated now.  A backend's peak is
  * in /proc/<pid>/status, line VmHWM.
  *
@@ -31,6 +34,7 @@
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "postmaster/bgworker.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -47,6 +51,8 @@ static int	commit_pause = 0;
 static char *pre_commit_sql = NULL;
 static bool pre_commit_kill = false;
 static bool pre_commit_error = false;
+static bool sender_error = false;
+static emit_log_hook_type previous_emit_log;
 
 /*
  * Runs once a transaction: SPI is atomic here, so the statement cannot commit
@@ -113,6 +119,19 @@ xact_callback(XactEvent event, void *arg pg_attribute_unused())
 	}
 }
 
+/* The sender calls nothing that could be hooked, but it says in the log that it is connected, before it tells others. */
+static void
+emit_log(ErrorData *message)
+{
+	if (previous_emit_log)
+		previous_emit_log(message);
+	if (sender_error && MyBgworkerEntry != NULL &&
+		strcmp(MyBgworkerEntry->bgw_type, "redstream sender") == 0 && message->elevel == LOG)
+		ereport(ERROR,
+				(errcode(ERRCODE_RAISE_EXCEPTION),
+				 errmsg("redstream_test.sender_error is on")));
+}
+
 void
 _PG_init(void)
 {
@@ -141,10 +160,19 @@ _PG_init(void)
 							 PGC_USERSET, 0,
 							 NULL, NULL, NULL);
 
+	DefineCustomBoolVariable("redstream_test.sender_error",
+							 "Raises an error in the sender when it is connected.",
+							 NULL,
+							 &sender_error, false,
+							 PGC_SIGHUP, 0,
+							 NULL, NULL, NULL);
+
 	/* A misspelt setting would let a test pass for nothing. */
 	EmitWarningsOnPlaceholders("redstream_test");
 
 	RegisterXactCallback(xact_callback, NULL);
+	previous_emit_log = emit_log_hook;
+	emit_log_hook = emit_log;
 }
 
 Datum
