@@ -102,7 +102,7 @@ typedef struct RsSpoolRow
 } RsSpoolRow;
 
 /*
- * Adds rows to redstream.spool in the current (sub)transaction; it needs no right, and no snapshot.  Raises undefined_table when the
+ * Adds rows to redstream.spool in the current (sub)transaction, and locks the table until that ends; it needs no right, and no snapshot.  Raises undefined_table when the
  * extension is not there, and what writing a row can raise.
  */
 extern RsSpoolWriter *rs_spool_writer_open(void);

@@ -88,6 +88,25 @@ $redis->cont;
 await_empty();
 is($redis->command('XLEN', 'redstream:stream:item'), 20000, 'VACUUM FULL: each is delivered once');
 
+# ---- a new index ---------------------------------------------------------------------------------------------
+
+# It must have the rows of a transaction that has spooled and goes on.
+$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
+take_redis_away();
+my $builder = Redstream::Session->new($node);
+$open->query(q{SET redstream.transaction_buffer = '64kB'; BEGIN; UPDATE item SET n = -2 WHERE id <= 5000});
+$builder->send('REINDEX INDEX CONCURRENTLY redstream.spool_order');
+wait_until('the new index, or the wait for the transaction', sub {
+	$node->safe_psql('postgres', q{
+		SELECT query LIKE 'REINDEX%' AND (wait_event_type = 'Lock' OR state = 'idle')
+		FROM pg_stat_activity WHERE pid = } . $builder->pid) eq 't' });
+is($open->query('COMMIT'), '', 'REINDEX CONCURRENTLY: the transaction commits');
+is($builder->result, '', 'REINDEX CONCURRENTLY: the index is there');
+$redis->start;
+await_empty();
+wait_until('all messages', sub { $redis->command('XLEN', 'redstream:stream:item') >= 10000 });
+is(scalar(grep { /"n":-2\}/ } $redis->payloads('redstream:stream:item')), 5000, 'REINDEX CONCURRENTLY: with its rows');
+
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;
 done_testing;
