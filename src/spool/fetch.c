@@ -15,6 +15,9 @@
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xloginsert.h"
+#include "catalog/pg_control.h"
 #include "executor/executor.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -132,6 +135,21 @@ take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argume
 	return row->length + BYTES_AROUND;
 }
 
+/*
+ * What a crash could still undo must not be announced: commits that do not wait for the disk are there when this returns.
+ */
+static void
+flush_wal(void)
+{
+	char		nothing = 0;
+
+	if (GetFlushRecPtr(NULL) >= GetXLogInsertRecPtr())
+		return;
+	XLogBeginInsert();
+	XLogRegisterData(&nothing, sizeof(nothing));
+	XLogFlush(XLogInsert(RM_XLOG_ID, XLOG_NOOP));
+}
+
 void
 rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPtr horizon,
 			   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument)
@@ -169,6 +187,8 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPt
 		CHECK_FOR_INTERRUPTS();
 	} while (!batch->end && batch->nrows < ROWS_MAX && bytes < BYTES_MAX && ++looks < LOOKS_MAX);
 	batch->next = Min(last, horizon);
+	if (batch->nrows > 0)
+		flush_wal();
 	MemoryContextSwitchTo(old);
 	index_endscan(scan);
 	ExecDropSingleTupleTableSlot(slot);

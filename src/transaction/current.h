@@ -23,7 +23,8 @@ typedef struct RsCurrent
 {
 	RsStage		stage;
 	RsLog	   *log;
-	bool		large;			/* records were forgotten */
+	bool		large;			/* records were forgotten ... */
+	RsDelayOutcome forgotten;	/* ... whose delay messages have these ids */
 	bool		skipping;		/* an outage, and on_outage = skip: nothing is sent any more */
 	bool		spooling;		/* the records go to the spool: nothing is sent any more */
 	bool		numbered;		/* some are there already, and the others have the positions kept for them */

@@ -191,6 +191,7 @@ rs_log_forget(RsLog *log)
 {
 	Assert(log->streamed == log->used);
 	log->base += log->used;
+	log->forgotten = log->records;
 	log->used = log->streamed = 0;
 	clear_window(log);
 }
@@ -249,6 +250,7 @@ rs_log_truncate(RsLog *log, int level)
 	log->used = mark->position > log->base ? mark->position - log->base : 0;
 	log->streamed = Min(log->streamed, log->used);
 	log->records = mark->records;
+	log->forgotten = Min(log->forgotten, log->records);
 	log->nxids = mark->nxids;
 	if (log->nxids > 0)
 		log->xids[log->nxids - 1].last = mark->last_xid;

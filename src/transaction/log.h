@@ -44,7 +44,8 @@ typedef struct RsLog
 	size_t		size;
 	size_t		streamed;		/* of data: delay messages are in the lane */
 	uint64		base;			/* bytes forgotten */
-	uint64		records;		/* that were not rolled back, forgotten ones included */
+	uint64		records;		/* that were not rolled back, forgotten ones and those cut out included */
+	uint64		forgotten;		/* of these: the delay messages have them, and nothing else */
 	uint32		largest;		/* payload so far, rolled back or not */
 	struct RsWindowCell *window;	/* records in data, by hash; NULL while there is at most one */
 	RsMark	   *marks;			/* by level, innermost last */

@@ -113,25 +113,25 @@ write_records(size_t start)
 
 /*
  * The records that were forgotten are in Redis, as delay messages: a row a stream says which these are.  They must
- * be there, or have been announced, when the worker comes to that row: so they do not count as confirmed.
+ * be there, or have been announced, when the worker comes to that row: so they do not count as confirmed.  How many there should
+ * be is known of all streams together.
  */
 static void
 write_publications(void)
 {
 	RsLog	   *log = rs_current.log;
-	RsDelayOutcome outcome;
 	RsPublishedStream stream;
 	RsPublication publication = {.xact_field = rs_identity_xact_field(),.streams = &stream,.nstreams = 1,.largest = log->largest};
 	RsSpoolWriter *writer;
 	RsSpoolRow	row = {.xact = top_transaction(),.publication = true};
 	int			member = -1;
 
-	rs_delay_outcome(&outcome);
-	if (rs_current.published == NULL || !outcome.any)
+	if (rs_current.published == NULL)
 		return;
 	rs_transport_doubt();
-	publication.first = outcome.first;
-	publication.last = outcome.last;
+	publication.first = rs_current.forgotten.first;
+	publication.last = rs_current.forgotten.last;
+	publication.expected = bms_membership(rs_current.published) == BMS_SINGLETON ? log->forgotten : 0;
 	publication.xids = rs_log_sorted_xids(log, &publication.nxids);
 	row.position = rs_current.published_at;
 	writer = rs_spool_writer_open();

@@ -106,6 +106,7 @@ limit_log(size_t length)
 	if (rs_current.spooling || rs_current.skipping)
 		return;
 	rs_log_forget(log);
+	rs_delay_outcome(&rs_current.forgotten);
 	rs_current.large = true;
 }
 

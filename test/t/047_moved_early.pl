@@ -221,6 +221,19 @@ settle($node, $redis);
 like(stats($node)->{last_error}, qr/no longer on the main streams; its changes may not be announced$/,
 	'trimmed: it is told what could not be done');
 
+# ---- it goes by the spool ---------------------------------------------------------------------------
+
+# One that is prepared: with what was rolled back, and what was moved of that.
+begin("INSERT INTO item SELECT generate_series(1, $rows);
+	SAVEPOINT s; INSERT INTO item SELECT generate_series(10001, 13000); ROLLBACK TO s", 1000);
+move($item, 1000);
+$last = last_id($item);
+is($open->query("PREPARE TRANSACTION 'large'; COMMIT PREPARED 'large'"), '', 'prepared: it commits');
+wait_until('prepared: its last message', sub { grep { $_ == $rows } ids($item, $last) });
+wait_until('prepared: an empty spool', sub { stats($node)->{spool_rows} == 0 });
+has_all([ ids($item, $last) ], 1, $rows, 'prepared: every row is announced after the commit');
+is(logged(), 1, 'prepared: one line in the log about what was moved');
+
 # ---- the connection is lost in the middle of it --------------------------------------------------
 
 # So much that it takes a while.

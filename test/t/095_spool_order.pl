@@ -92,7 +92,7 @@ is($redis->command('XLEN', 'redstream:stream:item'), 20000, 'VACUUM FULL: each i
 
 # It must have the rows of a transaction that has spooled and goes on.
 $redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
-take_redis_away();
+redis_away($node, $redis);
 my $builder = Redstream::Session->new($node);
 $open->query(q{SET redstream.transaction_buffer = '64kB'; BEGIN; UPDATE item SET n = -2 WHERE id <= 5000});
 $builder->send('REINDEX INDEX CONCURRENTLY redstream.spool_order');
