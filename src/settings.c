@@ -203,7 +203,7 @@ rs_settings_define(bool preloading)
 	if (preloading)
 		DefineCustomIntVariable("redstream.queue_size",
 								"Shared memory for each of the two queues to Redis.",
-								NULL, &rs_queue_size, 16 * 1024, 1024, 1024 * 1024,
+								NULL, &rs_queue_size, 16 * 1024, 1024, RS_QUEUE_SIZE_MAX,
 								PGC_POSTMASTER, GUC_UNIT_KB,
 								NULL, NULL, NULL);
 	MarkGUCPrefixReserved("redstream");

@@ -31,6 +31,7 @@ extern char *rs_databases;		/* a list of names; empty: all */
 extern bool rs_wait_for_ack;
 extern int	rs_wait_replicas;	/* that must have what Redis acknowledges */
 extern int	rs_on_outage;		/* RsOutagePolicy */
+#define RS_QUEUE_SIZE_MAX (1024 * 1024)
 extern int	rs_queue_size;		/* kilobytes, of each lane */
 extern int	rs_transaction_buffer;	/* kilobytes */
 extern bool rs_enabled;

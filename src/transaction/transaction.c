@@ -21,6 +21,9 @@
 #include "transaction/stream.h"
 #include "transaction/transaction.h"
 
+#define AROUND_PAYLOAD 4096		/* keys, field names and lengths: a few kilobytes at most */
+#define MEGABYTE (1024 * 1024)
+
 /* How far the transaction itself is, whether or not it has records. */
 typedef enum RsPhase
 {
@@ -79,16 +82,20 @@ void
 rs_transaction_check_size(size_t length)
 {
 	size_t		limit;
+	size_t		needed;
 
 	rs_transaction_check_preloaded();
-	/* Keys, field names and lengths around a payload are a few kilobytes at most. */
-	limit = rs_lane_entry_limit() - 4096;
-	if (length > limit)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("message of %zu bytes is too large to announce", length),
-				 errdetail("With the present redstream.queue_size a message has at most %zu bytes.", limit),
-				 errhint("Announce fewer columns, or increase redstream.queue_size.")));
+	limit = rs_lane_entry_limit() - AROUND_PAYLOAD;
+	if (length <= limit)
+		return;
+	needed = rs_lane_size_for(length + AROUND_PAYLOAD);
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("message of %zu bytes is too large to announce", length),
+			 errdetail("With the present redstream.queue_size a message has at most %zu bytes.", limit),
+			 needed > (size_t) RS_QUEUE_SIZE_MAX * 1024 ? errhint("Announce fewer columns.") :
+			 errhint("Announce fewer columns, or set redstream.queue_size to %zuMB at least and restart the server.",
+					 (needed + MEGABYTE - 1) / MEGABYTE)));
 }
 
 /* Makes the log forget what it has when the next record would make it too large. */

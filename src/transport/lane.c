@@ -39,6 +39,12 @@ rs_lane_entry_limit(void)
 	return rs_lane_size() / ENTRIES_PER_LANE;
 }
 
+size_t
+rs_lane_size_for(size_t entry)
+{
+	return entry * ENTRIES_PER_LANE;
+}
+
 RsEntry *
 rs_lane_entry(const RsLane *lane, RsEntryNumber number)
 {

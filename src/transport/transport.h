@@ -75,6 +75,8 @@ extern void rs_patience_start(RsPatience *patience);
 
 /* The most bytes one entry may have. */
 extern size_t rs_lane_entry_limit(void);
+/* The size of the lanes that take one of so many. */
+extern size_t rs_lane_size_for(size_t entry);
 
 /*
  * Appends encoded commands ("commands" of them, at most rs_lane_entry_limit()

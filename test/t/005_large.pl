@@ -194,7 +194,7 @@ foreach my $setting ('64kB', '512MB')
 		INSERT INTO wide (v) VALUES ('b'); COMMIT});
 	is(widths(), "1 $limit 1", "one as large as can be, transaction_buffer = $setting");
 	like($session->query(qq{\\set VERBOSITY verbose\nINSERT INTO wide (v) VALUES (repeat('x', $limit + 1))}),
-		qr/^ERROR:  54000: message of 4190209 bytes is too large to announce\nDETAIL:  .*at most 4190208 bytes\.\nHINT:  Announce fewer columns/m,
+		qr/^ERROR:  54000: message of 4190209 bytes is too large to announce\nDETAIL:  .*at most 4190208 bytes\.\nHINT:  Announce fewer columns, or set redstream\.queue_size to 17MB at least/m,
 		'one too large is refused');
 	like($session->query(qq{
 		BEGIN;
