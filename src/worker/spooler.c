@@ -276,6 +276,13 @@ try_to_close(RsWork *work, int bucket, RsError *error)
 	return drained;
 }
 
+/* Is nothing acknowledged, of whomever?  Then nobody is to wait until a bucket is empty, though Redis is not known to be away. */
+static bool
+stands_still(Drained drained)
+{
+	return drained == DRAINED_LATER && rs_now() >= rs_transport_progress() + (uint64) rs_timeout * 1000;
+}
+
 static Drained
 see_to(RsWork *work, int bucket, RsError *error)
 {
@@ -284,7 +291,7 @@ see_to(RsWork *work, int bucket, RsError *error)
 	bool		empty = drained == DRAINED || (drained == DRAINED_SOME && spooler->caught_up);
 
 	/* Under load there is always another row: no need to wait for a moment without. */
-	if (drained != DRAINED_LOST && (is_behind(spooler, bucket) || empty) && !rs_transport_is_down() &&
+	if (drained != DRAINED_LOST && !stands_still(drained) && (is_behind(spooler, bucket) || empty) && !rs_transport_is_down() &&
 		spooler->refused[bucket] == 0 && rs_now() >= spooler->close_at[bucket])
 		drained = try_to_close(work, bucket, error);
 	return drained;
