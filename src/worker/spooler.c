@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "settings.h"
@@ -93,6 +94,7 @@ clear_landed(RsSpooler *spooler)
 			note_refused(spooler, rs_spool_bucket_number(landed->bucket), landed->rows[i].row.position);
 	rs_spool_delete(landed);
 	landed->nrows = 0;
+	MemoryContextReset(landed->context);	/* a row can be large, and the next one far away */
 }
 
 /* Deletes what has landed, and reads the next batch, behind "before". */

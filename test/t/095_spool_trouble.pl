@@ -23,6 +23,13 @@ my $session = Redstream::Session->new($node);
 
 sub spool_rows { return stats($node)->{spool_rows}; }
 
+sub memory
+{
+	my ($pid) = @_;
+	my ($kilobytes) = slurp_file("/proc/$pid/status") =~ /RssAnon:\s+(\d+)/;
+	return $kilobytes / 1024;
+}
+
 sub take_redis_away
 {
 	$redis->stop;
@@ -58,7 +65,7 @@ sub check
 
 # ---- large messages ----------------------------------------------------------------
 
-# Of almost the greatest size that fits.
+# Of almost the greatest size that fits; malloc gives back at once what is so large.
 my $worker = process_pid($node, 'redstream worker');
 is($session->query(q{INSERT INTO large VALUES (1, repeat('x', 40000000))}), '', 'a message of 40 MB');
 like($session->query(q{INSERT INTO large VALUES (2, repeat('x', 42000000))}),
@@ -70,6 +77,7 @@ delivered();
 is(join(' ', map { /"id":(\d)/ ? $1 . ':' . length : () } $redis->payloads('redstream:stream:large')),
 	'1:40000020 3:40000020 4:20', 'both are delivered whole');
 is(process_pid($node, 'redstream worker'), $worker, 'by the same worker');
+wait_until('the worker to give the memory back', sub { memory($worker) < 38 });
 $redis->command('DEL', 'redstream:stream:large', 'redstream:stream:large.delay');
 
 # ---- the sender hangs -----------------------------------------------------------------
