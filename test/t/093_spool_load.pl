@@ -6,6 +6,7 @@
 use strict;
 use warnings;
 
+use PostgreSQL::Test::Utils;
 use Redstream::Load;
 use Redstream::Test;
 use Test::More;
@@ -89,8 +90,10 @@ check_outages(
 	sub {
 		$redis->start;
 		wait_until('a worker', sub { process_pid($node, 'redstream worker') });
+		my $offset = -s $node->logfile;
 		kill 'KILL', process_pid($node, 'redstream worker');
-		wait_until('the server', sub { $node->psql('postgres', 'SELECT 1') == 0 });
+		wait_until('the server', sub {
+			slurp_file($node->logfile, $offset) =~ /ready to accept connections/ });
 	},
 	crashes => 1);
 
