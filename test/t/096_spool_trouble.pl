@@ -30,13 +30,6 @@ sub memory
 	return $kilobytes / 1024;
 }
 
-sub take_redis_away
-{
-	$redis->stop;
-	wait_until('an outage', sub { stats($node)->{last_error} =~ /connect to/ });
-	return;
-}
-
 sub connected
 {
 	wait_until('a connection', sub { stats($node)->{connected} });
@@ -70,7 +63,7 @@ my $worker = process_pid($node, 'redstream worker');
 is($session->query(q{INSERT INTO large VALUES (1, repeat('x', 40000000))}), '', 'a message of 40 MB');
 like($session->query(q{INSERT INTO large VALUES (2, repeat('x', 42000000))}),
 	qr/too large to announce.*set redstream\.queue_size to 161MB at least/s, 'one that is too large: says what is needed');
-take_redis_away();
+redis_away($node, $redis);
 is($session->query(q{INSERT INTO large VALUES (3, repeat('x', 40000000)), (4, '')}), '', 'one of 40 MB into the spool');
 $redis->start;
 delivered();
@@ -109,7 +102,7 @@ check('the sender hangs');
 
 # CLOSING can be seen by a session's wait.  An open transaction that has begun to spool keeps the bucket
 # from becoming NORMAL, so there is one after the other.
-take_redis_away();
+redis_away($node, $redis);
 my $joined = Redstream::Session->new($node);
 $joined->query(q{SET redstream.transaction_buffer = '64kB'; BEGIN; INSERT INTO item SELECT FROM generate_series(1, 5000)});
 $redis->start;
@@ -150,7 +143,7 @@ foreach my $mode ('fast', 'immediate')
 {
 	$redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
 	$node->safe_psql('postgres', 'SET redstream.enabled = off; DELETE FROM item');
-	take_redis_away();
+	redis_away($node, $redis);
 	$node->safe_psql('postgres', 'INSERT INTO item SELECT FROM generate_series(1, 30000)');
 	$redis->start;
 	wait_until('a part of the spool', sub { $redis->command('XLEN', 'redstream:stream:item') > 1000 });
