@@ -144,7 +144,9 @@ $node->safe_psql('postgres', q{
 emptied('item');
 is_deeply(payloads('item'), ['{"id":6,"n":0}'], 'rolled back: not announced');
 
-# A large transaction is published from its delay messages, which are confirmed by that.
+# A large transaction is published from its delay messages, which are confirmed by that.  Its place must not be
+# stepped over on a slow machine.
+reconfigure($node, 'redstream.timeout' => '20s');
 certain();
 $redis->command('DEL', 'redstream:stream:item');
 $node->safe_psql('postgres', q{
@@ -152,6 +154,7 @@ $node->safe_psql('postgres', q{
 	INSERT INTO item SELECT generate_series(10001, 20000)});
 emptied('item');
 is(scalar @{ payloads('item') }, 10_000, 'large transaction: announced once');
+reconfigure($node, 'redstream.timeout' => '1s');
 
 # One that has to spool its end leaves the beginning to its delay messages: they are not confirmed
 # before the spooler could publish them.
