@@ -266,6 +266,29 @@ foreach my $database (sort keys %old)
 create_database('four');
 wait_for_worker('four');
 pass('the new launcher finds a new database');
+
+# A worker that fails whenever it begins: not at once again, and the others and the commits go on.
+my $failing_offset = -s $node->logfile;
+my $begun = time;
+$node->safe_psql('four', q{
+	CREATE TABLE item (id integer PRIMARY KEY);
+	SELECT redstream.attach('item')});
+my $writer = Redstream::Session->new($node, 'four');
+$writer->query('INSERT INTO item VALUES (0)');    # from now on it knows that the spool is empty
+$node->safe_psql('four', 'ALTER TABLE redstream.spool RENAME TO hidden');
+$node->safe_psql('four', "SELECT pg_terminate_backend(${\serving('four')})");
+my $failures = sub {
+	return scalar(() = slurp_file($node->logfile, $failing_offset) =~ /ERROR:  relation redstream\.spool does not exist/g);
+};
+wait_until('two failures', sub { $failures->() >= 2 });
+is($writer->query('INSERT INTO item VALUES (1)'), '', 'a worker fails at start: transactions go on');
+is(serving('two') > 0, 1, 'a worker fails at start: others work');
+like(worker_row('four', 'spooler')->{error}, qr/redstream\.spool does not exist/, 'a worker fails at start: the view says why');
+cmp_ok($failures->(), '<=', time - $begun + 2, 'a worker fails at start: it is started once a second at most');
+$node->safe_psql('four', 'ALTER TABLE redstream.hidden RENAME TO spool');
+wait_for_worker('four');
+pass('a worker fails at start: it comes back when it can');
+$writer->close;
 is_deeply([ crashes($node, $log_offset) ], [], 'no crash');
 
 # The server begins anew, and so does what it knows of workers.
