@@ -176,9 +176,22 @@ judge_ours(RsMessage *message, const RsMessage *before, const RsWork *work)
 		message->fate = verdict == RS_VERDICT_COMMITTED ? RS_FATE_COMMITTED : RS_FATE_DROP;
 }
 
+/* Is it of the server that this one was a standby of? */
+static bool
+is_predecessors(const RsMessage *message)
+{
+	const char *ours = strchr(rs_identity_server(), ':') + 1;
+
+	return message->ancestral &&
+		strtoul(strchr(message->server, ':') + 1, NULL, 10) < strtoul(ours, NULL, 10);
+}
+
 /*
  * Messages of others are moved by age alone, unless their own server is there.  What runs under the id of an
  * ancestor's transaction can only be that one, prepared before the timelines parted.
+ *
+ * A predecessor that has died counts as there for RS_SERVER_TTL_S.  What comes behind its messages may be about the same rows, and
+ * newer: it waits for as long, or the older one would be the last word.
  */
 static RsCut
 judge_other(RsMessage *message, RsWork *work, const RsDelayState *state, int64 due_ms)
@@ -196,6 +209,8 @@ judge_other(RsMessage *message, RsWork *work, const RsDelayState *state, int64 d
 	}
 	if (!due && !state->flush)
 		return RS_CUT_DUE;
+	if (life == RS_SERVER_ALIVE && is_predecessors(message))
+		return RS_CUT_PREDECESSOR;
 	message->fate = waits || !due || life == RS_SERVER_ALIVE ? RS_FATE_STAY : RS_FATE_MOVE;
 	return RS_CUT_NOT;
 }

@@ -39,7 +39,8 @@ typedef enum RsCut
 	RS_CUT_DUE,					/* what follows is not due */
 	RS_CUT_SERVER,				/* a server has to be asked about first */
 	RS_CUT_AGAIN,				/* a transaction that messages stay for has just ended */
-	RS_CUT_LANE					/* main messages may be on their way */
+	RS_CUT_LANE,				/* main messages may be on their way */
+	RS_CUT_PREDECESSOR			/* the server that this one was a standby of may still be there */
 } RsCut;
 
 /* A chunk, and the stretch of the stream it is read from. */

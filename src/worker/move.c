@@ -60,6 +60,7 @@ scan_end(const RsMover *mover, bool turn_over)
 			return RS_SCAN_AGAIN;
 		case RS_CUT_DUE:
 		case RS_CUT_LANE:
+		case RS_CUT_PREDECESSOR:
 			return RS_SCAN_WAIT;
 		case RS_CUT_NOT:
 			break;
