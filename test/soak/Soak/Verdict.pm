@@ -23,7 +23,7 @@ package Soak::Verdict;
 use strict;
 use warnings;
 
-use List::Util qw(any max);
+use List::Util qw(any max min);
 use Soak::Recorder;
 use Soak::Run;
 use Soak::Tables;
@@ -96,7 +96,8 @@ sub _read_doubtful
 		my ($stream, $id, $payload, $timeline) = @_;
 		my $promoted = $timeline eq '' ? undef : $self->{promotions}[ $timeline - 1 ];
 		my ($ms) = $id =~ /^(\d+)/;
-		$doubtful{"$stream $payload"} = $promoted if $promoted && $ms / 1000 > $promoted - $LONG_AGO;
+		$doubtful{"$stream $payload"} = min(grep { defined } $promoted, $doubtful{"$stream $payload"})
+		  if $promoted && $ms / 1000 > $promoted - $LONG_AGO;
 	}) if @{ $self->{promotions} };
 	$self->{doubtful} = \%doubtful;
 	return;
@@ -163,7 +164,7 @@ sub _note_message
 		  if $n < $row->[1] && $table ne 'twophase';
 		$row->[1] = $n if $n > $row->[1];
 	}
-	# one of an older timeline that is not the newest may come at any time
+	# what a promoted standby has not got is announced all the same, and need not be what the row is
 	$row->[2] = $n unless $n < $row->[2] && $self->_is_doubtful($stream, $payload, $seconds);
 	return;
 }
