@@ -51,7 +51,7 @@ check_fault('SIGKILL', 'killed', sub { $redis->kill9 }, sub { $redis->start });
 check_fault('SIGKILL again', 'killed_again', sub { $redis->kill9 }, sub { $redis->start });
 
 # What Redis had been sent before it was stopped, it executes when it goes on.
-check_fault('SIGSTOP', 'stopped', sub { $redis->stop_signal }, sub { sleep 10; $redis->cont });
+check_fault('SIGSTOP', 'stopped', sub { $redis->stop_signal }, sub { sleep 3; $redis->cont });
 cmp_ok(stats($node)->{resent}, '>', 0, 'what was not acknowledged was sent again');
 cmp_ok(stats($node)->{errors}, '>', 0, 'errors are counted');
 

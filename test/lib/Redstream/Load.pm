@@ -272,7 +272,7 @@ sub settle
 		my $stats = stats($self->{node});
 		return $stats->{connected} && $stats->{spool_rows} == 0 &&
 		  $stats->{main_bytes} == 0 && $stats->{delay_bytes} == 0;
-	}, 60);
+	}, 180);
 	return;
 }
 
