@@ -193,16 +193,6 @@ rs_link_is_hopeless(const RsLane *lane, RsEntryNumber entry)
 	return suspect.lane == lane && suspect.entry == entry && suspect.tries >= SUSPECT_TRIES;
 }
 
-static uint64
-backoff(int times, uint64 longest)
-{
-	uint64		pause = BACKOFF_FIRST;
-
-	while (times-- > 0 && pause < longest)
-		pause *= 2;
-	return Min(pause, longest);
-}
-
 /*
  * How long is Redis left alone?  One that answers a little and is silent again would have everybody wait for
  * redstream.timeout, again and again.  The more often it does, the longer nobody waits for it: in the end
@@ -214,9 +204,9 @@ pause_after(RsTrouble trouble)
 	uint64		steady = Min(STEADY_FACTOR * (uint64) rs_timeout * 1000, STEADY_LAST);
 
 	if (!proven || trouble != RS_TROUBLE_SILENCE)
-		return backoff(failures, BACKOFF_LAST);
+		return rs_backoff(BACKOFF_FIRST, failures, BACKOFF_LAST);
 	relapses = rs_now() < proven_at + steady ? relapses + 1 : 0;
-	return backoff(relapses, steady);
+	return rs_backoff(BACKOFF_FIRST, relapses, steady);
 }
 
 /* A connection lost or a command refused for the first time is tried again at once

@@ -23,8 +23,6 @@
 #define PACE 250000				/* microseconds at least between two looks at a stream */
 #define LOOK_INTERVAL 10000000	/* microseconds at most: Redis's clock may have been set */
 #define HELD_INTERVAL 1000000	/* microseconds between two looks at held messages */
-#define BACKOFF_FIRST 1000000	/* after a refusal */
-#define BACKOFF_LAST 60000000
 #define ASKED_AT_ONCE 100		/* streams: each may answer with a large payload */
 
 static int64
@@ -53,12 +51,7 @@ look_in(RsDelayState *state, int64 milliseconds)
 static void
 back_off(RsDelayState *state)
 {
-	uint64		pause = BACKOFF_FIRST;
-
-	for (int i = 0; i < state->failures && pause < BACKOFF_LAST; i++)
-		pause *= 2;
-	state->failures++;
-	state->look_at = rs_now() + Min(pause, BACKOFF_LAST);
+	state->look_at = rs_now() + rs_work_pause(state->failures++);
 }
 
 /* ---- asking ------------------------------------------------------------------------------ */

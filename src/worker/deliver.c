@@ -19,8 +19,6 @@
 
 #define CHUNK_BYTES (64 * 1024)
 #define PATIENCE 200			/* milliseconds; then the other jobs have their turn */
-#define BACKOFF_FIRST 1000000	/* microseconds, after a refusal */
-#define BACKOFF_LAST 60000000
 
 /* The commands that one row becomes. */
 typedef struct Commands
@@ -225,12 +223,7 @@ rs_deliver_is_delicate(RsWork *work, const RsSpoolBatch *batch)
 static void
 note_refusal(RsWorkStream *stream, const char *text)
 {
-	uint64		pause = BACKOFF_FIRST;
-
-	for (int i = 0; i < stream->refusals && pause < BACKOFF_LAST; i++)
-		pause *= 2;
-	stream->refusals++;
-	stream->refused_until = rs_now() + Min(pause, BACKOFF_LAST);
+	stream->refused_until = rs_now() + rs_work_pause(stream->refusals++);
 	(void) rs_work_report_begin(stream, RS_JOB_SPOOLER);
 	rs_work_report_error(stream, RS_JOB_SPOOLER, text);
 }

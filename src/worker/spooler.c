@@ -244,12 +244,9 @@ proceed(RsWork *work, int bucket, RsError *error)
 static void
 wait_before_close(RsSpooler *spooler, int bucket, bool soon)
 {
-	uint64		pause = PACE;
+	int			times = soon ? 0 : spooler->close_failures[bucket]++;
 
-	for (int i = 0; i < spooler->close_failures[bucket] && !soon && pause < CLOSE_BACKOFF_LAST; i++)
-		pause *= 2;
-	spooler->close_failures[bucket] += !soon;
-	spooler->close_at[bucket] = rs_now() + Min(pause, CLOSE_BACKOFF_LAST);
+	spooler->close_at[bucket] = rs_now() + rs_backoff(PACE, times, CLOSE_BACKOFF_LAST);
 }
 
 /* Nobody adds to the bucket while it is CLOSING.  If it is empty in time it becomes NORMAL. */

@@ -21,6 +21,9 @@
 #define CLAIM_INTERVAL 5000000	/* microseconds for which a claim is believed; it holds for
 								 * RS_SERVER_TTL_S */
 
+#define PAUSE_FIRST 1000000		/* microseconds, after a refusal */
+#define PAUSE_LAST 60000000
+
 #define KNOW_INTERVAL 10000000	/* microseconds between two looks at the known streams */
 
 /* Something about relations has changed since the list of streams was made; in every process that
@@ -160,6 +163,12 @@ rs_work_report_error(RsWorkStream *stream, RsJob job, const char *error)
 	if (last == NULL || strcmp(last, error) != 0)
 		ereport(LOG,
 				(errmsg("redstream %s: stream %s: %s", names[job], stream->name, error)));
+}
+
+uint64
+rs_work_pause(int refusals)
+{
+	return rs_backoff(PAUSE_FIRST, refusals, PAUSE_LAST);
 }
 
 /* ---- transactions ------------------------------------------------------------------- */

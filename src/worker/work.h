@@ -99,6 +99,9 @@ extern RsJobReport *rs_work_report_begin(RsWorkStream *stream, RsJob job);
  * before ended with the same. */
 extern void rs_work_report_error(RsWorkStream *stream, RsJob job, const char *error);
 
+/* For how long a stream is left alone that Redis has refused so often in a row before; microseconds. */
+extern uint64 rs_work_pause(int refusals);
+
 /* Sends one command and waits, for redstream.timeout; the reply as a tree.  False and an error
  * when the connection failed: then there is none any more.  An error reply is a reply. */
 extern bool rs_work_ask(RsWork *work, int count, const char *const *words, RsReply *reply,
