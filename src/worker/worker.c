@@ -92,8 +92,14 @@ first_error(RsJob job)
 
 /* ---- waiting and signals -------------------------------------------------------------- */
 
-/* Waits for Redis; this can be long, and others must not wait for us meanwhile.  While it is being connected to, changed
- * settings may say that it is somewhere else. */
+/* Is Redis not waited for any more?  While it is being connected to, changed settings may say that it is somewhere else. */
+static bool
+gives_up(void)
+{
+	return ShutdownRequestPending || (ConfigReloadPending && work->connection == NULL);
+}
+
+/* Waits for Redis; this can be long, and others must not wait for us meanwhile. */
 static bool
 wait_for_redis(void *argument, int fd, bool writable, int timeout_ms)
 {
@@ -104,7 +110,7 @@ wait_for_redis(void *argument, int fd, bool writable, int timeout_ms)
 	ResetLatch(MyLatch);
 	if (ProcSignalBarrierPending)
 		ProcessProcSignalBarrier();
-	return !ShutdownRequestPending && !(ConfigReloadPending && work->connection == NULL);
+	return !gives_up();
 }
 
 /* Takes up changed settings; another address or namespace means another connection. */
@@ -166,7 +172,7 @@ look(void)
 static void
 note_outage(const RsError *error)
 {
-	if (ShutdownRequestPending || (ConfigReloadPending && work->connection == NULL))
+	if (gives_up())
 		return;					/* that is why */
 	end_tick(NULL, error->text);
 	retry_at = rs_now() + RETRY_INTERVAL;
@@ -288,7 +294,7 @@ override_settings(void)
 	static const char *const settings[][2] = {
 		{"application_name", "redstream worker"},
 		{"default_transaction_isolation", "read committed"},
-	{"search_path", "pg_catalog"},
+		{"search_path", "pg_catalog"},
 		{"synchronous_commit", "on"},	/* what is deleted from the spool must not come back */
 		{"lock_timeout", "3s"}	/* nothing here is worth queueing behind a DDL command */
 	};
