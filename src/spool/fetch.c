@@ -104,7 +104,7 @@ is_publication(TupleTableSlot *slot)
 
 /* Adds the row, unless its stream is to be left out; returns the bytes it has. */
 static size_t
-take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argument)
+take(RsSpoolBatch *batch, RsBuckets bucket, TupleTableSlot *slot, RsSpoolLeave leave, void *argument)
 {
 	RsSpooled  *spooled = &batch->rows[batch->nrows];
 	RsSpoolRow *row = &spooled->row;
@@ -112,6 +112,7 @@ take(RsSpoolBatch *batch, TupleTableSlot *slot, RsSpoolLeave leave, void *argume
 	Datum		data;
 	bytea	   *bytes;
 
+	row->bucket = bucket;
 	row->position = position_of(slot);
 	row->xact = xact_of(slot);
 	row->ns = utf8_of(column(slot, RS_SPOOL_NAMESPACE, &is_null));
@@ -168,7 +169,6 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPt
 	old = MemoryContextSwitchTo(batch->context);
 	batch->rows = palloc(sizeof(RsSpooled) * ROWS_MAX);
 	batch->nrows = 0;
-	batch->bucket = bucket;
 	batch->first_left = 0;
 	last = from = before != NULL ? Max(from, before->next) : from;
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT2EQ,
@@ -183,7 +183,7 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPt
 		if (batch->nrows > 0 && (is_publication(slot) || batch->rows[0].row.publication))
 			break;
 		last = position_of(slot);
-		bytes += take(batch, slot, leave, argument);
+		bytes += take(batch, bucket, slot, leave, argument);
 		CHECK_FOR_INTERRUPTS();
 	} while (!batch->end && batch->nrows < ROWS_MAX && bytes < BYTES_MAX && ++looks < LOOKS_MAX);
 	batch->next = Min(last, horizon);
@@ -228,7 +228,7 @@ rs_spool_delete(const RsSpoolBatch *batch)
 	slot = table_slot_create(table, NULL);
 	scan = index_beginscan(table, index, GetActiveSnapshot(), lengthof(keys), 0);
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT2EQ,
-				Int16GetDatum(rs_spool_bucket_number(batch->bucket)));
+				Int16GetDatum(rs_spool_bucket_number(batch->rows[0].row.bucket)));
 	ScanKeyInit(&keys[1], 2, BTGreaterEqualStrategyNumber, F_PG_LSN_GE, LSNGetDatum(batch->rows[0].row.position));
 	ScanKeyInit(&keys[2], 2, BTLessEqualStrategyNumber, F_PG_LSN_LE,
 				LSNGetDatum(batch->rows[batch->nrows - 1].row.position));

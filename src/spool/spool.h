@@ -92,6 +92,7 @@ typedef struct RsSpoolWriter RsSpoolWriter;
 /* One row: a message, or what publishes a large transaction's delay messages. */
 typedef struct RsSpoolRow
 {
+	RsBuckets	bucket;			/* of the stream */
 	XLogRecPtr	position;
 	uint64		xact;			/* top transaction, epoch-extended */
 	const char *ns;
@@ -122,7 +123,6 @@ typedef struct RsSpooled
 typedef struct RsSpoolBatch
 {
 	MemoryContext context;		/* of the rows; reset by rs_spool_fetch() */
-	RsBuckets	bucket;
 	RsSpooled  *rows;
 	int			nrows;
 	XLogRecPtr	next;			/* all rows before this position were looked at */

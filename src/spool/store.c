@@ -177,7 +177,7 @@ rs_spool_write(RsSpoolWriter *writer, const RsSpoolRow *row)
 
 	ExecClearTuple(slot);
 	memset(slot->tts_isnull, false, RS_SPOOL_COLUMNS);
-	values[RS_SPOOL_BUCKET] = Int16GetDatum(rs_spool_bucket_number(rs_spool_bucket(row->ns, row->stream)));
+	values[RS_SPOOL_BUCKET] = Int16GetDatum(rs_spool_bucket_number(row->bucket));
 	values[RS_SPOOL_POSITION] = LSNGetDatum(row->position);
 	values[RS_SPOOL_XACT] = FullTransactionIdGetDatum(FullTransactionIdFromU64(row->xact));
 	values[RS_SPOOL_NAMESPACE] = text_of(row->ns);

@@ -99,6 +99,7 @@ write_records(size_t start)
 		const RsStream *stream = rs_stream(record->stream);
 
 		row.position = rs_current.numbered ? record->xid : rs_spool_position(0);
+		row.bucket = stream->bucket;
 		row.ns = stream->ns;
 		row.stream = stream->name;
 		row.data = RS_RECORD_PAYLOAD(record);
@@ -141,6 +142,7 @@ write_publications(void)
 
 		stream.delay_key = &rs_stream(member)->delay_key;
 		stream.stream_key = &rs_stream(member)->stream_key;
+		row.bucket = rs_stream(member)->bucket;
 		row.ns = rs_stream(member)->ns;
 		row.stream = rs_stream(member)->name;
 		row.data = data = rs_publication_encode(&publication, &row.length);

@@ -202,19 +202,27 @@ rs_deliver_await(const RsSpoolFlight *flight, bool *refused)
 
 /* ---- one by one ---------------------------------------------------------------------------- */
 
+static bool
+is_too_large(const RsSpoolRow *row)
+{
+	Commands	commands;
+
+	/* What is around a payload is far from being half of an entry: that spares most rows the rest. */
+	if (row->length < rs_lane_entry_limit() / 2)
+		return false;
+	make_commands(&commands, row);
+	return delay_size(&commands) > rs_lane_entry_limit();
+}
+
 bool
 rs_deliver_is_delicate(RsWork *work, const RsSpoolBatch *batch)
 {
 	for (int i = 0; i < batch->nrows; i++)
 	{
 		const RsSpoolRow *row = &batch->rows[i].row;
-		Commands	commands;
 
-		if (row->publication)
-			continue;
-		make_commands(&commands, row);
-		if (rs_work_stream(work, row->stream)->refusals > 0 ||
-			delay_size(&commands) > rs_lane_entry_limit())
+		if (!row->publication &&
+			(rs_work_stream(work, row->stream)->refusals > 0 || is_too_large(row)))
 			return true;
 	}
 	return false;

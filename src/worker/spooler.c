@@ -91,7 +91,7 @@ clear_landed(RsSpooler *spooler)
 
 	for (int i = 0; i < landed->nrows; i++)
 		if (!landed->rows[i].done)
-			note_refused(spooler, rs_spool_bucket_number(landed->bucket), landed->rows[i].row.position);
+			note_refused(spooler, rs_spool_bucket_number(landed->rows[i].row.bucket), landed->rows[i].row.position);
 	rs_spool_delete(landed);
 	landed->nrows = 0;
 	MemoryContextReset(landed->context);	/* a row can be large, and the next one far away */
