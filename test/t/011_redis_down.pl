@@ -14,36 +14,13 @@ use Test::More;
 my $redis = new_redis(appendonly => 'yes', appendfsync => 'always');
 my $node = new_node('main', $redis, 'redstream.timeout' => '1s', 'log_statement' => 'none');
 
-sub wait_until_connected
-{
-	my ($wanted) = @_;
-	wait_until($wanted ? 'a connection' : 'a loss of the connection',
-		sub { stats($node)->{connected} == $wanted });
-	return;
-}
-
-# A fault that is begun and ended by these functions, under load.
+# A fault under load.
 sub check_fault
 {
 	my ($name, $table, $begin, $end) = @_;
 	my $load = Redstream::Load->new($node, $redis, table => $table, rows => 100);
-	my $spooled = stats($node)->{spooled};
 
-	$load->start;
-	$load->progress(300);
-	$begin->();
-	wait_until_connected(0);
-	wait_until("$name: a spooled message", sub { stats($node)->{spooled} > $spooled });
-	$load->progress(300);
-	isnt(stats($node)->{last_error}, '', "$name: redstream.stats has the error");
-	$end->();
-	wait_until_connected(1);
-	$load->progress(300);
-	$load->stop;
-
-	my @errors = $load->errors;
-	is_deeply([ @errors[ 0 .. ($#errors > 4 ? 4 : $#errors) ] ], [], "$name: no transaction failed");
-	$load->check($name);
+	$load->check_outage($name, qr/./, $begin, $end);
 	return;
 }
 
@@ -119,7 +96,7 @@ is(stats($node)->{skipped}, $skipped + 5, 'skip: the messages are counted as los
 is(stats($node)->{skipped}, $skipped + 5, 'skip: those of a rolled-back transaction are not');
 
 $redis->start;
-wait_until_connected(1);
+wait_connected($node, 1);
 $node->safe_psql('postgres', 'INSERT INTO t VALUES (31)');
 wait_until('the message', sub { $redis->command('EXISTS', 'redstream:stream:t') });
 is_deeply([ $redis->payloads('redstream:stream:t') ], ['{"id":31}'],

@@ -22,14 +22,6 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE item (id integer PRIMARY KEY);
 	SELECT redstream.attach('item')});
 
-sub wait_until_connected
-{
-	my ($wanted) = @_;
-	wait_until($wanted ? 'a connection' : 'a loss of the connection',
-		sub { stats($node)->{connected} == $wanted });
-	return;
-}
-
 # Runs what makes the sender fail, and waits until it has failed in this way.
 sub fails_with
 {
@@ -67,25 +59,13 @@ is_deeply([ $replica->payloads($key) ], [ map { qq({"id":$_}) } 100001 .. 130000
 
 # ---- the replica is gone, under load -----------------------------------------------------
 
+# A fault under load.
 sub check_fault
 {
 	my ($name, $table, $begin, $end) = @_;
 	my $load = Redstream::Load->new($node, $redis, table => $table, rows => 100);
-	my $spooled = stats($node)->{spooled};
 
-	$load->start;
-	$load->progress(300);
-	$begin->();
-	wait_until_connected(0);
-	wait_until("$name: a spooled message", sub { stats($node)->{spooled} > $spooled });
-	$load->progress(300);
-	like(stats($node)->{last_error}, $too_few, "$name: redstream.stats says why");
-	$end->();
-	wait_until_connected(1);
-	$load->progress(300);
-	$load->stop;
-	is(scalar($load->errors), 0, "$name: no transaction failed");
-	$load->check($name);
+	$load->check_outage($name, $too_few, $begin, $end);
 	return;
 }
 
@@ -99,10 +79,10 @@ $node->safe_psql('postgres', q{
 	INSERT INTO item SELECT generate_series(200001, 400000)});
 wait_until('its beginning', sub { $redis->command('XLEN', $key) > 0 });
 $replica->stop_signal;
-wait_until_connected(0);
+wait_connected($node, 0);
 cmp_ok($redis->command('XLEN', $key), '<', 200_000, 'a publication is interrupted');
 $replica->cont;
-wait_until_connected(1);
+wait_connected($node, 1);
 settle($node, $redis);
 my %seen;
 is_deeply([ grep { !$seen{$_}++ } $replica->payloads($key) ], [ map { qq({"id":$_}) } 200001 .. 400000 ],
@@ -114,7 +94,7 @@ $redis->command('DEL', $key, "$key.delay");
 
 # The claim of the server key is written now and then.
 $replica->stop_signal;
-wait_until_connected(0);
+wait_connected($node, 0);
 my (undef, undef, $stderr) = $node->psql('postgres', q{
 	SET redstream.on_outage = 'error'; INSERT INTO item VALUES (51)});
 like($stderr, qr/ERROR:  could not announce changes: Redis is not available/,
@@ -132,7 +112,7 @@ $node->safe_psql('postgres', q{
 	CREATE TABLE refused (id integer PRIMARY KEY);
 	SELECT redstream.attach('refused')});
 $replica->cont;
-wait_until_connected(1);
+wait_connected($node, 1);
 $redis->command('SET', 'redstream:stream:refused.delay', 'x');
 $node->safe_psql('postgres', q{INSERT INTO refused VALUES (1)});
 wait_until('a refusal', sub {
@@ -140,7 +120,7 @@ wait_until('a refusal', sub {
 		SELECT last_error FROM redstream.workers WHERE kind = 'spooler'}) =~ /WRONGTYPE/ });
 $replica->stop_signal;
 $redis->command('DEL', 'redstream:stream:refused.delay');
-wait_until_connected(0);
+wait_connected($node, 0);
 is(stats($node)->{spool_rows}, 1, 'without the replica it stays in the spool');
 $replica->cont;
 wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 });
@@ -150,17 +130,17 @@ $replica->stop_signal;
 # ---- another number -----------------------------------------------------------------------
 
 reconfigure($node, 'redstream.wait_replicas' => 0);
-wait_until_connected(1);
+wait_connected($node, 1);
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (53)');
 pass('0: without a replica');
 fails_with('1 again: none is there', $too_few,
 	sub { reconfigure($node, 'redstream.wait_replicas' => 1) });
 $replica->cont;
-wait_until_connected(1);
+wait_connected($node, 1);
 fails_with('2: one is too few', qr/^only 1 of 2 replicas have acknowledged$/,
 	sub { reconfigure($node, 'redstream.wait_replicas' => 2) });
 reconfigure($node, 'redstream.wait_replicas' => 1);
-wait_until_connected(1);
+wait_connected($node, 1);
 
 # ---- failover -----------------------------------------------------------------------------
 
@@ -168,11 +148,11 @@ my $load = Redstream::Load->new($node, $redis, table => 'failover', rows => 100)
 $load->start;
 $load->progress(1000);
 $redis->kill9;
-wait_until_connected(0);
+wait_connected($node, 0);
 $replica->command('REPLICAOF', 'NO', 'ONE');
 my $second = $replica->replica;
 reconfigure($node, 'redstream.url' => $replica->url);
-wait_until_connected(1);
+wait_connected($node, 1);
 $load->progress(1000);
 $load->stop;
 $load->{redis} = $replica;
@@ -187,7 +167,7 @@ $node->safe_psql('postgres', 'INSERT INTO item VALUES (54)');
 is(stats($node)->{spool_rows}, 1, 'on_outage applies');
 $second->command('REPLICAOF', 'NO', 'ONE');
 reconfigure($node, 'redstream.wait_replicas' => 0);
-wait_until_connected(1);
+wait_connected($node, 1);
 wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 });
 pass('promoted: it is used without being told');
 

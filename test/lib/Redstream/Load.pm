@@ -25,7 +25,7 @@ use Fcntl;
 use File::Temp ();
 use PostgreSQL::Test::Utils;
 use POSIX ();
-use Redstream::Test qw(stats wait_until);
+use Redstream::Test qw(stats wait_connected wait_until);
 use Test::More;
 use Time::HiRes qw(sleep time);
 
@@ -386,6 +386,31 @@ sub check
 	is_deeply([ $self->stale ], [], "$name: the last announcement of a row is its newest")
 	  unless $options{lanes_lost} || $stats->{passed};
 	cmp_ok($self->slowest, '<', 30, "$name: nobody waited for ever");
+	return;
+}
+
+# A fault under load, which "begin" and "end" begin and end: no transaction fails, and all that check() checks.  The error that
+# redstream.stats has meanwhile is like "error".
+sub check_outage
+{
+	my ($self, $name, $error, $begin, $end) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $node = $self->{node};
+	my $spooled = stats($node)->{spooled};
+
+	$self->start;
+	$self->progress(300);
+	$begin->();
+	wait_connected($node, 0);
+	wait_until("$name: a spooled message", sub { stats($node)->{spooled} > $spooled });
+	$self->progress(300);
+	like(stats($node)->{last_error}, $error, "$name: redstream.stats says why");
+	$end->();
+	wait_connected($node, 1);
+	$self->progress(300);
+	$self->stop;
+	is_deeply([ _first($self->errors) ], [], "$name: no transaction failed");
+	$self->check($name);
 	return;
 }
 

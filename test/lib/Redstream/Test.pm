@@ -25,7 +25,7 @@ use Time::HiRes qw(sleep time);
 my %settling;					# nodes that have what settle() needs
 
 our @EXPORT = qw(
-	new_redis new_node wait_until reconfigure stats sender_pid process_pid sessions_waiting
+	new_redis new_node wait_until wait_connected reconfigure stats sender_pid process_pid sessions_waiting
 	crashes settle delay_messages_now take announced redis_away redis_back);
 
 # Starts a Redis, with options as in redis.conf.
@@ -80,6 +80,15 @@ sub wait_until
 		sleep $pause;
 		$pause *= 1.5 if $pause < 0.1;
 	}
+}
+
+# Waits until the sender has a connection, or has none.
+sub wait_connected
+{
+	my ($node, $wanted) = @_;
+	wait_until($wanted ? 'a connection' : 'a loss of the connection',
+		sub { stats($node)->{connected} == $wanted });
+	return;
 }
 
 # Changes settings and waits until the postmaster has read them: new sessions
