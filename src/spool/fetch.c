@@ -196,6 +196,16 @@ rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPt
 	table_close(table, AccessShareLock);
 }
 
+void
+rs_spool_batch_cut(RsSpoolBatch *batch, int nrows)
+{
+	if (nrows == batch->nrows)
+		return;
+	batch->next = Min(batch->next, batch->rows[nrows].row.position);
+	batch->nrows = nrows;
+	batch->end = false;
+}
+
 /* The row of the batch that is in the slot, from the one with number "i" on; NULL if there is none. */
 static const RsSpooled *
 find(const RsSpoolBatch *batch, int *i, TupleTableSlot *slot)

@@ -143,6 +143,9 @@ extern RsSpoolBatch *rs_spool_batch_create(MemoryContext parent);
 extern void rs_spool_fetch(RsSpoolBatch *batch, RsBuckets bucket, XLogRecPtr from, XLogRecPtr horizon,
 						   const RsSpoolBatch *before, RsSpoolLeave leave, void *argument);
 
+/* Has the batch end before the row with this number, as if it had not been read. */
+extern void rs_spool_batch_cut(RsSpoolBatch *batch, int nrows);
+
 /* Deletes the rows that are done, and still there; the snapshot does not show them any more.  In a transaction. */
 extern void rs_spool_delete(const RsSpoolBatch *batch);
 

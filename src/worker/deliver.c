@@ -82,7 +82,7 @@ resolve(RsSpoolFlight *flight, RsEntryNumber place)
 	flight->main = place + 1;
 }
 
-/* False when there is no room, or Redis is away: then some of the batch may be delivered twice. */
+/* False when there is no room, or Redis is away: then there may be delay copies too many. */
 static bool
 send_chunk(Chunk *chunk, RsSpoolFlight *flight)
 {
@@ -104,36 +104,43 @@ send_chunk(Chunk *chunk, RsSpoolFlight *flight)
 	return true;
 }
 
-static bool
-send_messages(const RsSpoolBatch *batch, RsSpoolFlight *flight)
+/* What finds no room is left to the next batch. */
+static void
+send_messages(RsSpoolBatch *batch, RsSpoolFlight *flight)
 {
 	Chunk		chunk = {.rows = 0};
 	Commands	commands;
-	bool		sent = true;
+	int			sent = 0;
+	bool		room = true;
 
 	initStringInfo(&chunk.delay);
 	initStringInfo(&chunk.main);
-	for (int i = 0; i < batch->nrows && sent; i++)
+	for (int i = 0; i < batch->nrows && room; i++)
 	{
 		make_commands(&commands, &batch->rows[i].row);
 
 		/* the main message is the shorter one */
 		if (chunk.delay.len + delay_size(&commands) > Min(CHUNK_BYTES, rs_lane_entry_limit()))
-			sent = send_chunk(&chunk, flight);
+		{
+			room = send_chunk(&chunk, flight);
+			sent = room ? i : sent;
+		}
 		add_command(&chunk.delay, lengthof(commands.delay), commands.delay, commands.delay_lengths);
 		add_command(&chunk.main, lengthof(commands.main), commands.main, commands.main_lengths);
 		chunk.rows++;
 	}
-	sent = sent && send_chunk(&chunk, flight);
+	if (room && send_chunk(&chunk, flight))
+		sent = batch->nrows;
+	rs_spool_batch_cut(batch, sent);
 	pfree(chunk.delay.data);
 	pfree(chunk.main.data);
-	return sent;
 }
 
 /* One that is not this library's, or too large for a place, is left to the delay messages that it is about. */
-static bool
-send_publication(const RsSpoolRow *row, RsSpoolFlight *flight)
+static void
+send_publication(RsSpoolBatch *batch, RsSpoolFlight *flight)
 {
+	const RsSpoolRow *row = &batch->rows[0].row;
 	RsPatience	patience;
 	RsEntryNumber place;
 
@@ -141,15 +148,14 @@ send_publication(const RsSpoolRow *row, RsSpoolFlight *flight)
 	{
 		ereport(LOG, (errmsg("redstream spooler: stream %s: a large transaction is left to its delay messages", row->stream)));
 		rs_transport_doubt();
-		return true;
+		return;
 	}
-	if (rs_transport_is_down())
-		return false;
 	rs_patience_start(&patience);
-	if (rs_main_take_publication(row->data, row->length, &patience, &place) != RS_WAIT_DONE)
-		return false;
-	resolve(flight, place);
-	return true;
+	if (!rs_transport_is_down() &&
+		rs_main_take_publication(row->data, row->length, &patience, &place) == RS_WAIT_DONE)
+		resolve(flight, place);
+	else
+		rs_spool_batch_cut(batch, 0);
 }
 
 /* So that the delayer finds the delay messages though no table is attached to the stream (any more). */
@@ -175,17 +181,20 @@ list_streams(RsWork *work, const RsSpoolBatch *batch, RsError *error)
 }
 
 RsDelivery
-rs_deliver_send(RsWork *work, const RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error)
+rs_deliver_send(RsWork *work, RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error)
 {
-	bool		sent;
-
 	memset(flight, 0, sizeof(*flight));
+	flight->bucket = batch->rows[0].row.bucket;
 	if (!list_streams(work, batch, error))
 		return RS_DELIVERY_LOST;
 	rs_delay_track();
-	sent = batch->rows[0].row.publication ? send_publication(&batch->rows[0].row, flight) :
+	if (batch->rows[0].row.publication)
+		send_publication(batch, flight);
+	else
 		send_messages(batch, flight);
-	return sent ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
+
+	/* A delay copy alone tells, too, whether Redis takes it. */
+	return batch->nrows > 0 || flight->delay > 0 ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
 }
 
 RsDelivery
@@ -246,7 +255,7 @@ ask(RsWork *work, RsWorkStream *stream, int count, const char *const *words, con
 	{
 		rs_work_disconnect(work);
 		note_refusal(stream, error->text);	/* it may be why */
-		return false;
+		return rs_redis_error(error, "stream %s: %s", stream->name, error->text);
 	}
 	if (reply.type == RS_REPLY_ERROR)
 		note_refusal(stream, pnstrdup(reply.text, reply.length));

@@ -34,6 +34,7 @@ typedef struct RsSpooler
 	int64		lag;			/* age of the row that is delivered, microseconds */
 	int64		lag_before;		/* the same at lag_at */
 	uint64		lag_at;
+	RsBuckets	alone;			/* something of these was refused in the lanes: the next batch goes row by row, and says what */
 	RsBuckets	behind;			/* transactions were faster than we are, and are to wait */
 	uint64		wishes;			/* rs_spool_wishes() when it last looked from the beginning */
 	uint64		rescan_at;
@@ -114,15 +115,19 @@ turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
 	note_refused(spooler, bucket, spooler->next->first_left);
 }
 
-/* Delivers row by row the batch that is to land.  If that is broken off it is read again. */
+/* Delivers row by row the batch of the bucket that is to land.  If that is broken off it is read again. */
 static Drained
-land_alone(RsWork *work, RsError *error)
+land_alone(RsWork *work, RsBuckets bucket, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
 	RsDelivery	delivery = rs_deliver_alone(work, spooler->landed, error);
 
 	if (delivery == RS_DELIVERY_DONE)
+	{
+		if (spooler->landed->nrows > 0)
+			spooler->alone &= ~bucket;
 		return DRAINED_SOME;
+	}
 	spooler->landed->nrows = 0;
 	return delivery == RS_DELIVERY_LATER ? DRAINED_LATER : DRAINED_LOST;
 }
@@ -140,9 +145,14 @@ land(RsWork *work, RsError *error)
 	spooler->flies = false;
 	spooler->landed = spooler->flying;
 	spooler->flying = empty;
-	for (int i = 0; i < spooler->landed->nrows && !refused; i++)
+	if (refused)
+	{
+		spooler->alone |= spooler->flight.bucket;
+		return land_alone(work, spooler->flight.bucket, error);
+	}
+	for (int i = 0; i < spooler->landed->nrows; i++)
 		spooler->landed->rows[i].done = true;
-	return refused ? land_alone(work, error) : DRAINED;
+	return DRAINED;
 }
 
 /* Delivers the next batch: DRAINED_SOME when what was read behind it is to be read again. */
@@ -152,14 +162,14 @@ deliver(RsWork *work, int bucket, RsError *error)
 	RsSpooler  *spooler = work->spooler;
 	RsSpoolBatch *batch = spooler->next;
 
-	if (rs_deliver_is_delicate(work, batch))
+	if ((spooler->alone & (RsBuckets) 1 << bucket) != 0 || rs_deliver_is_delicate(work, batch))
 	{
 		rs_work_begin(work);
 		clear_landed(spooler);
 		rs_work_end(work);
 		spooler->next = spooler->landed;
 		spooler->landed = batch;
-		return land_alone(work, error);
+		return land_alone(work, (RsBuckets) 1 << bucket, error);
 	}
 	switch (rs_deliver_send(work, batch, &spooler->flight, error))
 	{

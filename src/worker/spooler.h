@@ -13,6 +13,7 @@
 /* A batch in the lanes. */
 typedef struct RsSpoolFlight
 {
+	RsBuckets	bucket;
 	RsEntryNumber delay;		/* behind its last entry; 0: it has none */
 	RsEntryNumber main;
 } RsSpoolFlight;
@@ -24,11 +25,11 @@ typedef enum RsDelivery
 	RS_DELIVERY_LOST			/* the connection is */
 } RsDelivery;
 
-/* Is one of the streams to be asked again whether Redis takes it, or one of the rows too large for a lane? */
+/* Is one of the messages' streams to be asked again whether Redis takes it, or one of them too large for a lane? */
 extern bool rs_deliver_is_delicate(RsWork *work, const RsSpoolBatch *batch);
 
-/* Appends the batch to the lanes; DONE: it flies.  Tells Redis of its streams before. */
-extern RsDelivery rs_deliver_send(RsWork *work, const RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error);
+/* Appends the batch to the lanes, or the first rows of it: the others it has no more.  DONE: it flies.  Tells Redis of its streams before. */
+extern RsDelivery rs_deliver_send(RsWork *work, RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error);
 
 /* Waits a while until the lanes have passed the batch; DONE: "refused" says whether Redis has refused some of it. */
 extern RsDelivery rs_deliver_await(const RsSpoolFlight *flight, bool *refused);

@@ -187,7 +187,8 @@ note_recovery(void)
 {
 	if (!disconnected)
 		return;
-	end_tick(NULL, NULL);
+	for (size_t i = 0; i < lengthof(jobs); i++)
+		end_tick(&jobs[i], first_error(jobs[i].job));
 	ereport(LOG, (errmsg("redstream: the worker of database \"%s\" can ask Redis again",
 						 MyBgworkerEntry->bgw_extra)));
 	disconnected = false;

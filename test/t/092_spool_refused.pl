@@ -93,10 +93,9 @@ foreach my $limit ('proto-max-bulk-len', 'client-query-buffer-limit')
 	$redis->command('CONFIG', 'SET', $limit, 1024 * 1024);
 	is($session->query(q{INSERT INTO large VALUES (1, repeat('x', 1500000))}), '', "$limit: a transaction commits");
 	is($session->query(q{INSERT INTO large VALUES (2, 'small')}), '', "$limit: so does the next on the stream");
-	# It costs the worker's connection each time, and is seen in between.
-	wait_until("$limit: the reason", sub { spooler() =~ /^stream large: / }, 180);
+	wait_until("$limit: the reason", sub { spooler() =~ /^stream large: / });
 	$session->query('INSERT INTO other VALUES (1)');
-	wait_until("$limit: other streams to go on", sub { main_of('other') eq '1' }, 120);
+	wait_until("$limit: other streams to go on", sub { main_of('other') eq '1' });
 	is(rows(), 2, "$limit: nobody overtakes it on its own");
 	$redis->command('CONFIG', 'SET', $limit, $default);
 	wait_until("$limit: an empty spool", sub { rows() == 0 }, 180);
