@@ -361,14 +361,23 @@ rs_lanes_wait(RsEntryNumber delay, RsEntryNumber main, int timeout_ms)
 	return wait_for_tail(&rs_shared->delay, delay, end) && wait_for_tail(&rs_shared->main, main, end);
 }
 
+static RsEntryNumber
+head_of(RsLane *lane)
+{
+	pg_memory_barrier();		/* what the caller saw, then the head */
+	return pg_atomic_read_u64(&lane->head);
+}
+
+RsEntryNumber
+rs_delay_head(void)
+{
+	return head_of(&rs_shared->delay);
+}
+
 RsEntryNumber
 rs_main_head(void)
 {
-	RsEntryNumber head;
-
-	pg_memory_barrier();		/* what the caller saw, then the head */
-	head = pg_atomic_read_u64(&rs_shared->main.head);
-	return head;
+	return head_of(&rs_shared->main);
 }
 
 bool

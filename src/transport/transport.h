@@ -140,6 +140,10 @@ extern RsWaitResult rs_main_take_publication(const char *data, size_t length,
 extern void rs_main_resolve(RsEntryNumber place, bool committed);
 extern void rs_main_resolved(void);
 
+/* Behind the last entry of each lane.  They do not throw. */
+extern RsEntryNumber rs_delay_head(void);
+extern RsEntryNumber rs_main_head(void);
+
 /* Waits until each lane is done with all entries before that one, for timeout_ms at most; false if one is not.  Throws on cancel
  * and termination only. */
 extern bool rs_lanes_wait(RsEntryNumber delay, RsEntryNumber main, int timeout_ms);
@@ -151,7 +155,6 @@ extern bool rs_lanes_wait(RsEntryNumber delay, RsEntryNumber main, int timeout_m
  * since that transaction began.  rs_transport_doubt() makes it grow: this process's transaction may commit and
  * will have no main message.  They do not throw.
  */
-extern RsEntryNumber rs_main_head(void);
 extern bool rs_main_has_passed(RsEntryNumber head);
 /* When Redis last acknowledged something, in monotonic microseconds. */
 extern uint64 rs_transport_progress(void);

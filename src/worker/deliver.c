@@ -313,7 +313,7 @@ RsDelivery
 rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 {
 	/* behind what is on its way; and if the sender cannot reach Redis, or Redis its replicas, neither can we */
-	if (rs_transport_is_down() || !rs_lanes_wait(0, rs_main_head(), PATIENCE))
+	if (rs_transport_is_down() || !rs_lanes_wait(rs_delay_head(), rs_main_head(), PATIENCE))
 		return RS_DELIVERY_LATER;
 	if (send_alone(work, batch, error) && replicas_have_it(work, error))
 		return RS_DELIVERY_DONE;
