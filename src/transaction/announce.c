@@ -349,7 +349,8 @@ rs_announce(size_t start, bool publish)
 {
 	if (!rs_spooling_decide())
 	{
-		RsWaitResult result = announce(start, publish);
+		/* Redis counted as away a moment ago: were it back, others have left rows that are not to be overtaken. */
+		RsWaitResult result = rs_spooling_is_barred() ? RS_WAIT_DOWN : announce(start, publish);
 
 		if (result == RS_WAIT_DONE)
 			return;

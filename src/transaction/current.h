@@ -76,6 +76,9 @@ extern bool rs_spooling_is_on(void);
 /* Decides that before its end, for good; may wait for redstream.timeout, cancellably. */
 extern bool rs_spooling_decide(void);
 
+/* May the transaction not spool (redstream.on_outage), and others have, so that it must not take the lane either? */
+extern bool rs_spooling_is_barred(void);
+
 /* Writes the records from "start" on to the spool, and what publishes those that were forgotten.  Raises what writing to a table can
  * raise. */
 extern void rs_spooling_finish(size_t start);

@@ -34,6 +34,12 @@ rs_spooling_is_on(void)
 	return rs_current.spooling;
 }
 
+bool
+rs_spooling_is_barred(void)
+{
+	return rs_on_outage != RS_OUTAGE_SPOOL && rs_spool_is_on(rs_current.buckets);
+}
+
 /* From now on the transaction has to be waited for, in the buckets of all the records that it has so far. */
 static void
 begin(void)
