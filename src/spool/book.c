@@ -2,8 +2,10 @@
  * book.c
  *	  The states of the buckets, in shared memory, and who is about to add rows.
  *
- * A line is one database's.  Its state is one word: a bit for each bucket that is ON, and one more while it is CLOSING.  A process is
- * joined while its entry says since which position of WAL.  There are no locks; src/README.md says why the order of the steps
+ * A line is one database's, from the first transaction or worker that asks for it until the launcher finds the database dropped: then nobody is connected
+ * to it who could still use the line.  A spinlock guards who has which.
+ * The state of a line is one word: a bit for each bucket that is ON, and one more while it is CLOSING.  A process is
+ * joined while its entry says since which position of WAL.  For these there are no locks; src/README.md says why the order of the steps
  * is enough, and each barrier here which two steps it keeps apart.
  */
 #include "postgres.h"
@@ -19,6 +21,7 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
+#include "storage/spin.h"
 
 #include "clock.h"
 #include "spool/table.h"
@@ -33,9 +36,10 @@
 
 typedef struct RsSpoolLine
 {
-	pg_atomic_uint32 database;	/* 0: a line that is not used; set once */
+	Oid			database;		/* InvalidOid: a line that is not used */
 	pg_atomic_uint32 worker;	/* process number of who delivers, or NOBODY */
 	pg_atomic_uint64 state;
+	pg_atomic_uint32 looked;	/* buckets whose rows of a life before this one were looked for */
 	pg_atomic_uint64 wishes;
 	pg_atomic_uint64 news;
 	ConditionVariable closed;	/* CLOSING is over */
@@ -49,12 +53,12 @@ typedef struct RsSpoolJoin
 
 typedef struct RsSpoolBook
 {
+	slock_t		mutex;			/* guards the lines' databases */
 	RsSpoolLine lines[LINES];
 	RsSpoolJoin joins[FLEXIBLE_ARRAY_MEMBER];	/* by process number */
 } RsSpoolBook;
 
 static RsSpoolBook *book;
-static RsBuckets looked;		/* buckets in whose rows this process has looked */
 
 size_t
 rs_spool_shmem_size(void)
@@ -70,11 +74,13 @@ rs_spool_shmem_init(void)
 	book = ShmemInitStruct("redstream spool", rs_spool_shmem_size(), &found);
 	if (found)
 		return;
+	SpinLockInit(&book->mutex);
 	for (int i = 0; i < LINES; i++)
 	{
-		pg_atomic_init_u32(&book->lines[i].database, InvalidOid);
+		book->lines[i].database = InvalidOid;
 		pg_atomic_init_u32(&book->lines[i].worker, NOBODY);
 		pg_atomic_init_u64(&book->lines[i].state, 0);
+		pg_atomic_init_u32(&book->lines[i].looked, 0);
 		pg_atomic_init_u64(&book->lines[i].wishes, 0);
 		pg_atomic_init_u64(&book->lines[i].news, 0);
 		ConditionVariableInit(&book->lines[i].closed);
@@ -86,22 +92,79 @@ rs_spool_shmem_init(void)
 	}
 }
 
-/* The line of this database; NULL when there is no room for another one. */
+/* ---- lines ------------------------------------------------------------------------------- */
+
+/* The line of the database, or one that is not used (InvalidOid), or NULL; with the mutex held. */
+static RsSpoolLine *
+find_line(Oid database)
+{
+	for (int i = 0; i < LINES; i++)
+		if (book->lines[i].database == database)
+			return &book->lines[i];
+	return NULL;
+}
+
+/* The line of this database, if it has one. */
+static RsSpoolLine *
+present_line(void)
+{
+	RsSpoolLine *line;
+
+	SpinLockAcquire(&book->mutex);
+	line = find_line(MyDatabaseId);
+	SpinLockRelease(&book->mutex);
+	return line;
+}
+
+/* The line of this database, which is taken if need be; NULL when there is no room for another one. */
 static RsSpoolLine *
 my_line(void)
 {
 	static RsSpoolLine *line = NULL;
 
-	for (int i = 0; line == NULL && i < LINES; i++)
-	{
-		uint32		database = InvalidOid;
-
-		if (pg_atomic_compare_exchange_u32(&book->lines[i].database, &database, MyDatabaseId) ||
-			database == MyDatabaseId)
-			line = &book->lines[i];
-	}
+	if (line != NULL)
+		return line;
+	SpinLockAcquire(&book->mutex);
+	line = find_line(MyDatabaseId);
+	if (line == NULL && (line = find_line(InvalidOid)) != NULL)
+		line->database = MyDatabaseId;
+	SpinLockRelease(&book->mutex);
 	return line;
 }
+
+List *
+rs_spool_databases(void)
+{
+	Oid			databases[LINES];
+	List	   *list = NIL;
+
+	SpinLockAcquire(&book->mutex);
+	for (int i = 0; i < LINES; i++)
+		databases[i] = book->lines[i].database;
+	SpinLockRelease(&book->mutex);
+	for (int i = 0; i < LINES; i++)
+		if (OidIsValid(databases[i]))
+			list = lappend_oid(list, databases[i]);
+	return list;
+}
+
+void
+rs_spool_forget(Oid database)
+{
+	RsSpoolLine *line;
+
+	SpinLockAcquire(&book->mutex);
+	line = find_line(database);
+	if (line != NULL)
+	{
+		pg_atomic_write_u64(&line->state, 0);
+		pg_atomic_write_u32(&line->looked, 0);
+		line->database = InvalidOid;
+	}
+	SpinLockRelease(&book->mutex);
+}
+
+/* ---- buckets ----------------------------------------------------------------------------- */
 
 static RsSpoolJoin *
 my_join(void)
@@ -158,30 +221,26 @@ leave(void)
 	pg_atomic_write_u64(&my_join()->since, 0);
 }
 
-/* Rows that were there before this life of the server turn their bucket ON. */
+/* Rows that were there before this life of the server turn their bucket ON; once, and for all processes. */
 static void
-look(RsBuckets buckets)
+look(RsSpoolLine *line, RsBuckets buckets)
 {
-	RsSpoolLine *line = my_line();
-
+	if (buckets == 0 || !rs_spool_exists())
+		return;
 	for (int i = 0; i < RS_BUCKETS; i++)
-	{
-		RsBuckets	bucket = (RsBuckets) 1 << i;
-
-		if ((buckets & bucket) == 0)
-			continue;
-		if (line != NULL && rs_spool_has_rows(bucket))
-			pg_atomic_fetch_or_u64(&line->state, ON(bucket));
-		looked |= bucket;
-	}
+		if ((buckets & (RsBuckets) 1 << i) != 0 && rs_spool_has_rows((RsBuckets) 1 << i))
+			pg_atomic_fetch_or_u64(&line->state, ON((RsBuckets) 1 << i));
+	pg_atomic_fetch_or_u32(&line->looked, buckets);
 }
 
 bool
 rs_spool_is_on(RsBuckets buckets)
 {
-	if ((buckets & ~looked) != 0)
-		look(buckets & ~looked);
-	return (state_of(my_line()) & ON(buckets)) != 0;
+	RsSpoolLine *line = my_line();
+
+	if (line != NULL)
+		look(line, buckets & ~pg_atomic_read_u32(&line->looked));
+	return (state_of(line) & ON(buckets)) != 0;
 }
 
 /* Waits until none of the buckets is CLOSING.  False when that takes too long. */
@@ -270,10 +329,10 @@ rs_spool_leave(bool wake)
 void
 rs_spool_wish(void)
 {
-	RsSpoolLine *line = book != NULL ? my_line() : NULL;
+	RsSpoolLine *line = book != NULL ? present_line() : NULL;
 
 	if (line == NULL)
-		return;
+		return;					/* nor has it a worker: that will look anyway */
 	pg_atomic_fetch_add_u64(&line->wishes, 1);
 	wake_worker(line);
 }

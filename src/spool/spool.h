@@ -10,6 +10,7 @@
 
 #include "access/xlogdefs.h"
 #include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
 
 /* A set of buckets, one bit each; every stream belongs to one. */
 typedef uint32 RsBuckets;
@@ -75,9 +76,20 @@ extern bool rs_spool_await_leaving(int timeout_ms);
 /* No row that becomes visible after this call has a position before this one, but for those of prepared transactions. */
 extern XLogRecPtr rs_spool_horizon(void);
 
+/* ---- book.c: for the launcher -------------------------------------------------------- */
+
+/* The databases that have a place in the book, a palloced list of Oid. */
+extern List *rs_spool_databases(void);
+
+/* Gives the place of a database back that was dropped.  Does not throw. */
+extern void rs_spool_forget(Oid database);
+
 /* ---- store.c: rows, from the transaction that leaves them ------------------------------ */
 
-/* Is there a committed row in the bucket? */
+/* Is the extension there?  Not after this transaction has dropped it. */
+extern bool rs_spool_exists(void);
+
+/* Is there a committed row in the bucket?  Raises undefined_table when the extension is not there. */
 extern bool rs_spool_has_rows(RsBuckets bucket);
 
 /* A position behind all that this process has given out, and behind the rows of every transaction that has ended; with

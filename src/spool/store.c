@@ -80,6 +80,12 @@ rs_spool_index_open(LOCKMODE mode)
 	return index_open(find(INDEX), mode);
 }
 
+bool
+rs_spool_exists(void)
+{
+	return OidIsValid(get_extension_oid("redstream", true));
+}
+
 /*
  * With a snapshot that is no MVCC snapshot nothing is noted for SERIALIZABLE: what is seen here does not decide what the
  * transaction does to its data.
@@ -94,8 +100,6 @@ rs_spool_has_rows(RsBuckets bucket)
 	ScanKeyData key;
 	bool		found;
 
-	if (!OidIsValid(get_extension_oid("redstream", true)))
-		return false;			/* dropped in this transaction */
 	table = rs_spool_table_open(AccessShareLock);
 	index = rs_spool_index_open(AccessShareLock);
 	slot = table_slot_create(table, NULL);

@@ -37,6 +37,7 @@
 
 #include "processes.h"
 #include "settings.h"
+#include "spool/spool.h"
 #include "worker/registry.h"
 #include "worker/work.h"
 
@@ -114,7 +115,7 @@ find_or_add(Oid oid)
 	return database;
 }
 
-/* Reads pg_database, in a transaction of its own. */
+/* Reads pg_database, in a transaction of its own.  The spool forgets those that are not there (any more): it was asked before. */
 static void
 list_databases(void)
 {
@@ -122,8 +123,11 @@ list_databases(void)
 	TableScanDesc scan;
 	HeapTuple	tuple;
 	List	   *names;
+	List	   *spooled;
+	ListCell   *cell;
 
 	StartTransactionCommand();
+	spooled = rs_spool_databases();
 	(void) GetTransactionSnapshot();
 	names = wanted_names();
 	relation = table_open(DatabaseRelationId, AccessShareLock);
@@ -132,6 +136,7 @@ list_databases(void)
 	{
 		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
 
+		spooled = list_delete_oid(spooled, form->oid);
 		if (is_wanted(form, names))
 		{
 			Database   *database = find_or_add(form->oid);
@@ -142,6 +147,8 @@ list_databases(void)
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
+	foreach(cell, spooled)
+		rs_spool_forget(lfirst_oid(cell));
 	CommitTransactionCommand();
 }
 

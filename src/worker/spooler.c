@@ -344,7 +344,7 @@ rescan(RsWork *work)
 	spooler->rescan_at = rs_now() + RESCAN_INTERVAL;
 	spooler->wishes = rs_spool_wishes();
 	rs_work_begin(work);
-	for (int i = 0; i < RS_BUCKETS; i++)
+	for (int i = 0; i < RS_BUCKETS && rs_spool_exists(); i++)
 	{
 		RsBuckets	bucket = (RsBuckets) 1 << i;
 

@@ -164,6 +164,7 @@ look(void)
 	if (serving)
 		return;
 	serving = true;
+	rs_spool_serve();
 	set_lines(MyProcPid, RS_PROCESS_IDLE);
 	rs_registry_report(database, RS_FINDING_EXTENSION);
 }
@@ -323,7 +324,6 @@ appear(void)
 	override_settings();
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
 	before_shmem_exit(disappear, 0);
-	rs_spool_serve();
 	work = rs_work_create(TopMemoryContext, wait_for_redis, true);
 	tick_context = AllocSetContextCreate(work->context, "redstream tick", ALLOCSET_DEFAULT_SIZES);
 }
