@@ -112,7 +112,8 @@ CREATE TABLE redstream.spool (
     payload     bytea,
     publication bytea,
     spooled_at  timestamptz NOT NULL
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
+) USING heap
+  WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000,
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_threshold = 100000);
 CREATE INDEX spool_order ON redstream.spool (bucket, position);
 COMMENT ON TABLE redstream.spool IS
