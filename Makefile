@@ -28,8 +28,8 @@ OBJS = \
 	src/transaction/spooling.o src/transaction/stream.o \
 	src/transaction/transaction.o \
 	src/transport/exchange.o src/transport/flight.o src/transport/lane.o \
-	src/transport/link.o src/transport/marker.o src/transport/publication.o \
-	src/transport/sender.o src/transport/shared.o \
+	src/transport/link.o src/transport/lives.o src/transport/marker.o \
+	src/transport/publication.o src/transport/sender.o src/transport/shared.o \
 	src/worker/chunk.o src/worker/commands.o src/worker/delayer.o \
 	src/worker/deliver.o src/worker/held.o src/worker/launcher.o \
 	src/worker/move.o src/worker/registry.o src/worker/run.o \

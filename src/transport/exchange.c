@@ -80,8 +80,7 @@ note_id(const RsFlight *flight, const RsReply *reply)
 
 	if (!rs_redis_id_parse(reply->text, reply->length, &id))
 		return;
-	if (id.ms < pg_atomic_read_u64(&rs_shared->began_ms))	/* its clock was set back */
-		pg_atomic_write_u64(&rs_shared->began_ms, id.ms);
+	rs_life_note_id(&id);
 	SpinLockAcquire(&slot->mutex);
 	if (flight->entry >= slot->delay_from)
 	{

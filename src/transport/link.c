@@ -326,13 +326,12 @@ note_beginning(RsConnection *fresh, RsError *error)
 	RsReply		reply;
 	int64		now_ms;
 
-	if (pg_atomic_read_u64(&rs_shared->began_ms) != 0)
+	if (rs_life_has_begun())
 		return true;
 	pg_usleep(OLD_BYTES_PAUSE);
 	if (!rs_redis_command(fresh, 1, words, NULL, rs_timeout, &reply, error) ||
-		!rs_redis_time(&reply, &now_ms, error))
+		!rs_redis_time(&reply, &now_ms, error) || !rs_life_note_beginning(now_ms + 1, error))
 		return false;
-	pg_atomic_write_u64(&rs_shared->began_ms, now_ms + 1);
 	pg_usleep(MILLISECOND_PAUSE);
 	return true;
 }

@@ -145,8 +145,8 @@ appear(void)
 		ResetLatch(MyLatch);
 	}
 	rs_shared->sender_started = rs_now();
-	if (pg_atomic_read_u64(&rs_shared->first_xid) == 0)
-		pg_atomic_write_u64(&rs_shared->first_xid, find_first_xid());
+	if (!rs_transport_knows_lives())
+		rs_life_begin(find_first_xid());
 	rs_exchange_rewind();
 }
 

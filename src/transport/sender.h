@@ -1,7 +1,7 @@
 /*
  * sender.h
  *	  The sender's parts: link.c, the connection and its failures; exchange.c, commands and
- *	  replies; marker.c, whether Redis still has what it acknowledged; sender.c, the process.  For these files; all
+ *	  replies; marker.c, whether Redis still has what it acknowledged; lives.c, which transactions crashes have made the server forget; sender.c, the process.  For these files; all
  *	  run in the sender.
  */
 #ifndef RS_TRANSPORT_SENDER_H
@@ -78,6 +78,17 @@ extern void rs_marker_judge(const RsReply *reply);
 extern void rs_marker_acknowledged(void);
 /* Another namespace has another marker. */
 extern void rs_marker_forget(void);
+
+/* ---- lives.c ------------------------------------------------------------------- */
+
+/* A life of the server begins, with this as the next transaction id. */
+extern void rs_life_begin(uint64 first_xid);
+/* Has it met Redis?  By whose clock all of its delay messages will be no older than that time: to be called before the
+ * first is sent.  False and an error when it could not be written down. */
+extern bool rs_life_has_begun(void);
+extern bool rs_life_note_beginning(uint64 began_ms, RsError *error);
+/* A delay message has this id; with an older one, should the clock be set back, the life began earlier. */
+extern void rs_life_note_id(const RsStreamId *id);
 
 /* ---- sender.c ------------------------------------------------------------------ */
 

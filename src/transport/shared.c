@@ -73,8 +73,9 @@ init_shared(void)
 	pg_atomic_init_u32(&rs_shared->sender, RS_NO_PROCESS);
 	pg_atomic_init_u32(&rs_shared->attention, RS_ATTENTION_NONE);
 	pg_atomic_init_u64(&rs_shared->progress, 0);
-	pg_atomic_init_u64(&rs_shared->first_xid, 0);
-	pg_atomic_init_u64(&rs_shared->began_ms, 0);
+	pg_atomic_init_u32(&rs_shared->nlives, 0);
+	for (int i = 0; i < RS_LIVES; i++)
+		pg_atomic_init_u64(&rs_shared->lives[i].began_ms, 0);
 	pg_atomic_init_u64(&rs_shared->redis, 0);
 	pg_atomic_init_u64(&rs_shared->doubts, 0);
 	SpinLockInit(&rs_shared->mutex);
@@ -155,24 +156,9 @@ rs_transport_ready(void)
 }
 
 uint64
-rs_transport_first_xid(void)
-{
-	return rs_shared != NULL ? pg_atomic_read_u64(&rs_shared->first_xid) : 0;
-}
-
-uint64
 rs_transport_redis(void)
 {
 	return pg_atomic_read_u64(&rs_shared->redis);
-}
-
-bool
-rs_transport_is_forgotten(uint64 xid, uint64 written_ms)
-{
-	uint64		first_xid = rs_transport_first_xid();
-	uint64		began_ms = first_xid != 0 ? pg_atomic_read_u64(&rs_shared->began_ms) : 0;
-
-	return first_xid != 0 && xid >= first_xid && (began_ms == 0 || written_ms < began_ms);
 }
 
 void

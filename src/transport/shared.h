@@ -93,15 +93,22 @@ typedef struct RsSlot
 	RsDelayOutcome outcome;
 } RsSlot;
 
+#define RS_LIVES 64
+
+/* From one start or crash of the server to the next. */
+typedef struct RsLife
+{
+	uint64		first_xid;		/* next to be assigned when it began */
+	pg_atomic_uint64 began_ms;	/* by Redis's clock, no later than any delay message of it; 0: there is none so far */
+} RsLife;
+
 typedef struct RsShared
 {
 	pg_atomic_uint32 link;		/* RsLink; written by the sender */
 	pg_atomic_uint32 sender;	/* process number, or RS_NO_PROCESS */
 	pg_atomic_uint32 attention; /* RsAttention; written by the sender */
 	pg_atomic_uint64 progress;	/* when Redis last acknowledged something */
-	pg_atomic_uint64 first_xid; /* next to be assigned when this memory was new; 0: not known */
-	pg_atomic_uint64 began_ms;	/* by Redis's clock, no later than any delay message of this
-								 * life; 0: there is none so far */
+	pg_atomic_uint32 nlives;	/* the present one included; 0: nothing is known yet */
 	pg_atomic_uint64 redis;		/* counts the times that another Redis was met */
 	pg_atomic_uint64 doubts;	/* counts main messages that are not acknowledged though their
 								 * entry is gone, or may not be kept */
@@ -115,6 +122,7 @@ typedef struct RsShared
 	int64		client_id;		/* connection to be killed before the next is used */
 	uint64		marker_sent;	/* marker.c's: the last number sent, ... */
 	uint64		marker;			/* ... and acknowledged; 0: nothing is known */
+	RsLife		lives[RS_LIVES];	/* lives.c's; the sender writes */
 	RsLane		delay;
 	RsLane		main;
 	RsSlot		slots[FLEXIBLE_ARRAY_MEMBER];

@@ -161,13 +161,12 @@ extern uint64 rs_transport_progress(void);
 extern uint64 rs_transport_doubts(void);
 extern void rs_transport_doubt(void);
 
-/* The transaction id that was to be assigned next when the server began; 0 while that is not known, and when the
- * library was not preloaded. */
-extern uint64 rs_transport_first_xid(void);
+/* Is it known with which transaction id this life of the server began? */
+extern bool rs_transport_knows_lives(void);
 
 /*
  * Is the transaction of a delay message, written at that time of Redis's clock, one that this server has forgotten
- * by a crash?  Its id was not assigned yet when the server began, and may have another
+ * by a crash, the last one or one before?  Its id was not assigned yet when a later life of the server began, and may have another
  * transaction now.  It has rolled back, or its commit was asynchronous and is lost.
  */
 extern bool rs_transport_is_forgotten(uint64 xid, uint64 written_ms);

@@ -211,7 +211,7 @@ rs_delayer_step(RsWork *work, RsError *error)
 	rs_servers_forget_gone(work);
 	if (!rs_servers_ask(work, error))
 		return false;
-	if (rs_transport_ready() && rs_transport_first_xid() == 0)
+	if (rs_transport_ready() && !rs_transport_knows_lives())
 		return true;			/* the sender will know */
 	if (rs_repeat == RS_REPEAT_UNCONFIRMED)
 		rs_confirmation_refresh(work);
@@ -244,7 +244,7 @@ rs_delayer_due(const RsWork *work)
 	uint64		due = PG_UINT64_MAX;
 	ListCell   *cell;
 
-	if (rs_transport_ready() && rs_transport_first_xid() == 0)
+	if (rs_transport_ready() && !rs_transport_knows_lives())
 		return rs_now() + PACE;
 	foreach(cell, work->streams)
 	{

@@ -115,6 +115,41 @@ emptied();
 is_deeply([ $redis->payloads($main) ], [ '{"id":2}', '{"id":2}' ],
 	'killed with transactions open: only what was committed is announced');
 
+# The id of what was open is given out again, and commits; then the server is killed once more, or was not connected in between.
+foreach my $connected (1, 0)
+{
+	my $name = 'killed twice' . ($connected ? '' : ', without Redis in between');
+	my $gone = qq({"id":"gone $connected"});
+	my $now = delay_messages_now('item');
+
+	reconfigure($node, 'redstream.delay' => '1h');
+	$redis->command('DEL', $main, $delay);
+	$session = Redstream::Session->new($node);
+	my ($xid) = $session->query(qq{
+		BEGIN; SELECT redstream.emit('item', '$gone'); $now; SELECT 'id ' || pg_current_xact_id()}) =~ /id (\d+)/;
+	is_deeply([ $redis->payloads($delay) ], [$gone], "$name: a delay message");
+	$node->stop('immediate');
+	$session->close;
+	$redis->stop unless $connected;
+	$node->start;
+	wait_until('a connection', sub { stats($node)->{connected} }) if $connected;
+	my $id = 1000 + 100 * $connected;
+	my $again = 0;
+	while ($again < $xid)
+	{
+		$id++;
+		$again = $node->safe_psql('postgres', "INSERT INTO item VALUES ($id) RETURNING pg_current_xact_id()");
+	}
+	is($again, $xid, "$name: its id is another transaction's");
+	$node->stop('immediate');
+	$redis->start unless $connected;
+	$node->start;
+	reconfigure($node, 'redstream.delay' => '500ms');
+	wait_until('the message that committed', sub { grep { $_ eq qq({"id":$id}) } $redis->payloads($main) });
+	emptied();
+	is_deeply([ grep { $_ eq $gone } $redis->payloads($main) ], [], "$name: it is not announced");
+}
+
 # ---- Redis restarts, forgets its scripts --------------------------------------------------------
 
 fill(100_000);
