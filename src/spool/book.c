@@ -53,7 +53,8 @@ typedef struct RsSpoolJoin
 
 typedef struct RsSpoolBook
 {
-	slock_t		mutex;			/* guards the lines' databases */
+	slock_t		mutex;			/* guards the lines' databases, and ... */
+	bool		full;			/* ... some are without: what they have spooled is not to be met by a line taken later */
 	RsSpoolLine lines[LINES];
 	RsSpoolJoin joins[FLEXIBLE_ARRAY_MEMBER];	/* by process number */
 } RsSpoolBook;
@@ -75,6 +76,7 @@ rs_spool_shmem_init(void)
 	if (found)
 		return;
 	SpinLockInit(&book->mutex);
+	book->full = false;
 	for (int i = 0; i < LINES; i++)
 	{
 		book->lines[i].database = InvalidOid;
@@ -104,21 +106,9 @@ find_line(Oid database)
 	return NULL;
 }
 
-/* The line of this database, if it has one. */
+/* The line of this database; NULL if it has none, and when one is to be taken and there is no room. */
 static RsSpoolLine *
-present_line(void)
-{
-	RsSpoolLine *line;
-
-	SpinLockAcquire(&book->mutex);
-	line = find_line(MyDatabaseId);
-	SpinLockRelease(&book->mutex);
-	return line;
-}
-
-/* The line of this database, which is taken if need be; NULL when there is no room for another one. */
-static RsSpoolLine *
-my_line(void)
+line_of_database(bool take)
 {
 	static RsSpoolLine *line = NULL;
 
@@ -126,10 +116,22 @@ my_line(void)
 		return line;
 	SpinLockAcquire(&book->mutex);
 	line = find_line(MyDatabaseId);
-	if (line == NULL && (line = find_line(InvalidOid)) != NULL)
-		line->database = MyDatabaseId;
+	if (line == NULL && take)
+	{
+		line = find_line(InvalidOid);
+		if (line != NULL)
+			line->database = MyDatabaseId;
+		else
+			book->full = true;
+	}
 	SpinLockRelease(&book->mutex);
 	return line;
+}
+
+static RsSpoolLine *
+my_line(void)
+{
+	return line_of_database(true);
 }
 
 List *
@@ -154,7 +156,7 @@ rs_spool_forget(Oid database)
 	RsSpoolLine *line;
 
 	SpinLockAcquire(&book->mutex);
-	line = find_line(database);
+	line = book->full ? NULL : find_line(database);
 	if (line != NULL)
 	{
 		pg_atomic_write_u64(&line->state, 0);
@@ -240,6 +242,7 @@ rs_spool_is_on(RsBuckets buckets)
 
 	if (line != NULL)
 		look(line, buckets & ~pg_atomic_read_u32(&line->looked));
+	pg_read_barrier();			/* somebody has looked, then what was found */
 	return (state_of(line) & ON(buckets)) != 0;
 }
 
@@ -329,10 +332,11 @@ rs_spool_leave(bool wake)
 void
 rs_spool_wish(void)
 {
-	RsSpoolLine *line = book != NULL ? present_line() : NULL;
+	RsSpoolLine *line = book != NULL ? line_of_database(false) : NULL;
 
 	if (line == NULL)
-		return;					/* nor has it a worker: that will look anyway */
+		return;					/* nobody has looked so far */
+	pg_atomic_write_u32(&line->looked, 0);	/* for as long as there is no worker */
 	pg_atomic_fetch_add_u64(&line->wishes, 1);
 	wake_worker(line);
 }

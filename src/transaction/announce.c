@@ -347,15 +347,16 @@ rs_announce_flush(void)
 void
 rs_announce(size_t start, bool publish)
 {
-	if (!rs_spooling_decide())
+	RsWay		way = rs_spooling_decide();
+
+	if (way != RS_WAY_SPOOL)
 	{
-		/* Redis counted as away a moment ago: were it back, others have left rows that are not to be overtaken. */
-		RsWaitResult result = rs_spooling_is_barred() ? RS_WAIT_DOWN : announce(start, publish);
+		RsWaitResult result = way == RS_WAY_BARRED ? RS_WAIT_DOWN : announce(start, publish);
 
 		if (result == RS_WAIT_DONE)
 			return;
 		outage(result);
 	}
-	if (rs_current.spooling && rs_spooling_decide())
+	if (rs_current.spooling && rs_spooling_decide() == RS_WAY_SPOOL)
 		rs_spooling_finish(start);
 }

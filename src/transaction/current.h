@@ -73,11 +73,15 @@ extern void rs_announce(size_t start, bool publish);
 /* Do the transaction's records go to the spool, as far as is known before its end? */
 extern bool rs_spooling_is_on(void);
 
-/* Decides that before its end, for good; may wait for redstream.timeout, cancellably. */
-extern bool rs_spooling_decide(void);
+typedef enum RsWay
+{
+	RS_WAY_LANES,
+	RS_WAY_SPOOL,
+	RS_WAY_BARRED				/* others have spooled, and it may not (redstream.on_outage): nor may it pass them */
+} RsWay;
 
-/* May the transaction not spool (redstream.on_outage), and others have, so that it must not take the lane either? */
-extern bool rs_spooling_is_barred(void);
+/* Decides that before its end, for good; may wait for redstream.timeout, cancellably. */
+extern RsWay rs_spooling_decide(void);
 
 /* Writes the records from "start" on to the spool, and what publishes those that were forgotten.  Raises what writing to a table can
  * raise. */

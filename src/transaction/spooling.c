@@ -34,12 +34,6 @@ rs_spooling_is_on(void)
 	return rs_current.spooling;
 }
 
-bool
-rs_spooling_is_barred(void)
-{
-	return rs_on_outage != RS_OUTAGE_SPOOL && rs_spool_is_on(rs_current.buckets);
-}
-
 /* From now on the transaction has to be waited for, in the buckets of all the records that it has so far. */
 static void
 begin(void)
@@ -50,18 +44,23 @@ begin(void)
 	rs_current.joined = rs_current.buckets;
 }
 
-bool
+RsWay
 rs_spooling_decide(void)
 {
-	if (rs_current.joined == 0 && may_spool() && rs_spool_is_on(rs_current.buckets) &&
-		rs_spool_join(rs_current.buckets, rs_timeout))
+	if (rs_current.joined == 0 && rs_spool_is_on(rs_current.buckets))
 	{
-		rs_current.joined = rs_current.buckets;
-		rs_current.spooling = true;
+		if (!rs_current.spooling && !may_spool())
+			return RS_WAY_BARRED;
+		if (rs_spool_join(rs_current.buckets, rs_timeout))
+		{
+			rs_current.joined = rs_current.buckets;
+			rs_current.spooling = true;
+		}
 	}
-	else if (rs_current.spooling)
-		begin();
-	return rs_current.spooling;
+	if (!rs_current.spooling)
+		return RS_WAY_LANES;
+	begin();
+	return RS_WAY_SPOOL;
 }
 
 /* ---- rows ------------------------------------------------------------------------------- */

@@ -180,37 +180,6 @@ list_streams(RsWork *work, const RsSpoolBatch *batch, RsError *error)
 	return true;
 }
 
-RsDelivery
-rs_deliver_send(RsWork *work, RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error)
-{
-	memset(flight, 0, sizeof(*flight));
-	flight->bucket = batch->rows[0].row.bucket;
-	if (!list_streams(work, batch, error))
-		return RS_DELIVERY_LOST;
-	rs_delay_track();
-	if (batch->rows[0].row.publication)
-		send_publication(batch, flight);
-	else
-		send_messages(batch, flight);
-
-	/* A delay copy alone tells, too, whether Redis takes it. */
-	return batch->nrows > 0 || flight->delay > 0 ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
-}
-
-RsDelivery
-rs_deliver_await(const RsSpoolFlight *flight, bool *refused)
-{
-	RsDelayOutcome outcome;
-
-	if (!rs_lanes_wait(flight->delay, flight->main, PATIENCE))
-		return RS_DELIVERY_LATER;
-	rs_delay_outcome(&outcome);
-	*refused = outcome.refused;
-	return RS_DELIVERY_DONE;
-}
-
-/* ---- one by one ---------------------------------------------------------------------------- */
-
 static bool
 is_too_large(const RsSpoolRow *row)
 {
@@ -223,19 +192,63 @@ is_too_large(const RsSpoolRow *row)
 	return delay_size(&commands) > rs_lane_entry_limit();
 }
 
-bool
-rs_deliver_is_delicate(RsWork *work, const RsSpoolBatch *batch)
+/* Is one of the streams to be asked again whether Redis takes it, or one of the messages too large for a lane? */
+static bool
+is_delicate(RsWork *work, const RsSpoolBatch *batch)
 {
 	for (int i = 0; i < batch->nrows; i++)
 	{
 		const RsSpoolRow *row = &batch->rows[i].row;
 
-		if (!row->publication &&
-			(rs_work_stream(work, row->stream)->refusals > 0 || is_too_large(row)))
+		if (rs_work_stream(work, row->stream)->refusals > 0 || is_too_large(row))
 			return true;
 	}
 	return false;
 }
+
+RsDelivery
+rs_deliver_send(RsWork *work, RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error)
+{
+	memset(flight, 0, sizeof(*flight));
+	flight->publication = batch->rows[0].row.publication;
+	if (!list_streams(work, batch, error))
+		return RS_DELIVERY_LOST;
+	if (!flight->publication && is_delicate(work, batch))
+	{
+		flight->alone = true;
+		flight->delay = rs_delay_head();
+		flight->main = rs_main_head();
+		return RS_DELIVERY_DONE;
+	}
+	rs_delay_track();
+	if (flight->publication)
+		send_publication(batch, flight);
+	else
+		send_messages(batch, flight);
+
+	/* A delay copy alone tells, too, whether Redis takes it. */
+	return batch->nrows > 0 || flight->delay > 0 ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
+}
+
+/* A publication that is refused is left to the delay messages that it is about. */
+RsDelivery
+rs_deliver_await(RsSpoolFlight *flight)
+{
+	RsDelayOutcome outcome;
+
+	if (!rs_lanes_wait(flight->delay, flight->main, PATIENCE))
+		return RS_DELIVERY_LATER;
+	if (!flight->alone && !flight->publication)
+	{
+		rs_delay_outcome(&outcome);
+		flight->alone = outcome.refused;
+	}
+
+	/* if the sender cannot reach Redis, or Redis its replicas, neither can we */
+	return flight->alone && rs_transport_is_down() ? RS_DELIVERY_LATER : RS_DELIVERY_DONE;
+}
+
+/* ---- one by one ---------------------------------------------------------------------------- */
 
 static void
 note_refusal(RsWorkStream *stream, const char *text)
@@ -245,21 +258,34 @@ note_refusal(RsWorkStream *stream, const char *text)
 	rs_work_report_error(stream, RS_JOB_SPOOLER, text);
 }
 
-/* False and an error when the connection was lost. */
+/* Redis is about to close the connection because of the command (networking.c, setProtocolError). */
+static bool
+ends_connection(const RsReply *reply)
+{
+	static const char text[] = "ERR Protocol error";
+
+	return reply->length >= strlen(text) && memcmp(reply->text, text, strlen(text)) == 0;
+}
+
+/* False and an error when the connection was lost; the command may be why. */
 static bool
 ask(RsWork *work, RsWorkStream *stream, int count, const char *const *words, const size_t *lengths, RsError *error)
 {
 	RsReply		reply;
+	bool		lost = !rs_redis_command(work->connection, count, words, lengths, rs_timeout, &reply, error);
 
-	if (!rs_redis_command(work->connection, count, words, lengths, rs_timeout, &reply, error))
+	if (!lost && reply.type == RS_REPLY_ERROR)
 	{
-		rs_work_disconnect(work);
-		note_refusal(stream, error->text);	/* it may be why */
-		return rs_redis_error(error, "stream %s: %s", stream->name, error->text);
+		(void) rs_redis_error(error, "%.*s", (int) reply.length, reply.text);
+		lost = ends_connection(&reply);
+		note_refusal(stream, error->text);
 	}
-	if (reply.type == RS_REPLY_ERROR)
-		note_refusal(stream, pnstrdup(reply.text, reply.length));
-	return true;
+	else if (lost)
+		note_refusal(stream, error->text);
+	if (!lost)
+		return true;
+	rs_work_disconnect(work);
+	return rs_redis_error(error, "stream %s: %s", stream->name, error->text);
 }
 
 /* Delivers what Redis takes of a batch.  False and an error when the connection was lost. */
@@ -272,8 +298,7 @@ send_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 		RsWorkStream *stream = rs_work_stream(work, spooled->row.stream);
 		Commands	commands;
 
-		spooled->done = spooled->row.publication;	/* left to its delay messages */
-		if (spooled->done || stream->refused_until != 0)
+		if (stream->refused_until != 0)
 			continue;
 		make_commands(&commands, &spooled->row);
 		if (!ask(work, stream, lengthof(commands.delay), commands.delay, commands.delay_lengths, error))
@@ -312,9 +337,6 @@ replicas_have_it(RsWork *work, RsError *error)
 RsDelivery
 rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 {
-	/* behind what is on its way; and if the sender cannot reach Redis, or Redis its replicas, neither can we */
-	if (rs_transport_is_down() || !rs_lanes_wait(rs_delay_head(), rs_main_head(), PATIENCE))
-		return RS_DELIVERY_LATER;
 	if (send_alone(work, batch, error) && replicas_have_it(work, error))
 		return RS_DELIVERY_DONE;
 	for (int i = 0; i < batch->nrows && rs_wait_replicas > 0; i++)

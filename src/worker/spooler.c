@@ -34,7 +34,6 @@ typedef struct RsSpooler
 	int64		lag;			/* age of the row that is delivered, microseconds */
 	int64		lag_before;		/* the same at lag_at */
 	uint64		lag_at;
-	RsBuckets	alone;			/* something of these was refused in the lanes: the next batch goes row by row, and says what */
 	RsBuckets	behind;			/* transactions were faster than we are, and are to wait */
 	uint64		wishes;			/* rs_spool_wishes() when it last looked from the beginning */
 	uint64		rescan_at;
@@ -115,43 +114,37 @@ turn_over(RsWork *work, int bucket, const RsSpoolBatch *before)
 	note_refused(spooler, bucket, spooler->next->first_left);
 }
 
-/* Delivers row by row the batch of the bucket that is to land.  If that is broken off it is read again. */
+/* Delivers row by row the batch that is to land.  If that is broken off it is read again. */
 static Drained
-land_alone(RsWork *work, RsBuckets bucket, RsError *error)
+land_alone(RsWork *work, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
-	RsDelivery	delivery = rs_deliver_alone(work, spooler->landed, error);
 
-	if (delivery == RS_DELIVERY_DONE)
-	{
-		if (spooler->landed->nrows > 0)
-			spooler->alone &= ~bucket;
+	if (rs_deliver_alone(work, spooler->landed, error) == RS_DELIVERY_DONE)
 		return DRAINED_SOME;
-	}
 	spooler->landed->nrows = 0;
-	return delivery == RS_DELIVERY_LATER ? DRAINED_LATER : DRAINED_LOST;
+	return DRAINED_LOST;
 }
 
-/* The batch has flown: it is marked, and lands. */
+/*
+ * The batch has flown: it is marked, and lands.  One that was refused in the lanes must not get there again, where it may cost
+ * everybody the connection: it stays until it can go alone.
+ */
 static Drained
 land(RsWork *work, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
-	RsSpoolBatch *empty = spooler->landed;
-	bool		refused;
+	RsSpoolBatch *batch = spooler->flying;
 
-	if (rs_deliver_await(&spooler->flight, &refused) != RS_DELIVERY_DONE)
+	if (rs_deliver_await(&spooler->flight) != RS_DELIVERY_DONE)
 		return DRAINED_LATER;
 	spooler->flies = false;
-	spooler->landed = spooler->flying;
-	spooler->flying = empty;
-	if (refused)
-	{
-		spooler->alone |= spooler->flight.bucket;
-		return land_alone(work, spooler->flight.bucket, error);
-	}
-	for (int i = 0; i < spooler->landed->nrows; i++)
-		spooler->landed->rows[i].done = true;
+	spooler->flying = spooler->landed;
+	spooler->landed = batch;
+	if (spooler->flight.alone)
+		return land_alone(work, error);
+	for (int i = 0; i < batch->nrows; i++)
+		batch->rows[i].done = true;
 	return DRAINED;
 }
 
@@ -161,30 +154,26 @@ deliver(RsWork *work, int bucket, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
 	RsSpoolBatch *batch = spooler->next;
+	RsDelivery	delivery = rs_deliver_send(work, batch, &spooler->flight, error);
 
-	if ((spooler->alone & (RsBuckets) 1 << bucket) != 0 || rs_deliver_is_delicate(work, batch))
-	{
-		rs_work_begin(work);
-		clear_landed(spooler);
-		rs_work_end(work);
-		spooler->next = spooler->landed;
-		spooler->landed = batch;
-		return land_alone(work, (RsBuckets) 1 << bucket, error);
-	}
-	switch (rs_deliver_send(work, batch, &spooler->flight, error))
-	{
-		case RS_DELIVERY_LOST:
-			return DRAINED_LOST;
-		case RS_DELIVERY_LATER:
-			return DRAINED_LATER;
-		default:
-			break;
-	}
+	if (delivery != RS_DELIVERY_DONE)
+		return delivery == RS_DELIVERY_LATER ? DRAINED_LATER : DRAINED_LOST;
 	spooler->next = spooler->flying;
 	spooler->flying = batch;
 	spooler->flies = true;
 	turn_over(work, bucket, batch);
 	return land(work, error);
+}
+
+/* Goes on behind a batch that was read and has no rows: there is nothing but what was refused, and is not read again at the next step. */
+static void
+pass(RsWork *work, int bucket)
+{
+	RsSpooler  *spooler = work->spooler;
+	XLogRecPtr	passed = spooler->next->next;
+
+	turn_over(work, bucket, spooler->next);
+	spooler->from[bucket] = Max(spooler->from[bucket], passed);
 }
 
 /* Delivers what is visible, for so many batches at most. */
@@ -201,7 +190,7 @@ drain(RsWork *work, int bucket, RsError *error)
 		if (spooler->next->nrows > 0)
 			drained = deliver(work, bucket, error);
 		else if (!spooler->next->end)
-			turn_over(work, bucket, spooler->next);
+			pass(work, bucket);
 		else if (spooler->landed->nrows > 0)
 			turn_over(work, bucket, spooler->landed);
 		else
@@ -213,6 +202,7 @@ drain(RsWork *work, int bucket, RsError *error)
 			break;
 		if (drained == DRAINED_SOME)
 			turn_over(work, bucket, spooler->landed);
+		drained = DRAINED;
 	}
 	if (spooler->landed->nrows > 0)
 		turn_over(work, bucket, NULL);
@@ -343,12 +333,12 @@ rescan(RsWork *work)
 		return;
 	spooler->rescan_at = rs_now() + RESCAN_INTERVAL;
 	spooler->wishes = rs_spool_wishes();
+	memset(spooler->from, 0, sizeof(spooler->from));
 	rs_work_begin(work);
-	for (int i = 0; i < RS_BUCKETS && rs_spool_exists(); i++)
+	for (int i = rs_spool_exists() ? 0 : RS_BUCKETS; i < RS_BUCKETS; i++)
 	{
 		RsBuckets	bucket = (RsBuckets) 1 << i;
 
-		spooler->from[i] = 0;
 		if ((rs_spool_buckets() & bucket) == 0 && rs_spool_has_rows(bucket))
 			rs_spool_found(bucket);
 	}
@@ -382,7 +372,7 @@ conclude(RsWork *work, bool more)
 		if (spooler->refused[i] != 0)
 			open &= ~((RsBuckets) 1 << i);
 	spooler->look_at = Min(spooler->rescan_at, refused_until(work));
-	if (open != 0 || spooler->flies)
+	if (open != 0 || spooler->flies || more)
 		spooler->look_at = rs_now() + (more ? 0 : PACE);
 }
 

@@ -10,33 +10,32 @@
 #include "transport/transport.h"
 #include "worker/work.h"
 
-/* A batch in the lanes. */
+/* A batch on its way. */
 typedef struct RsSpoolFlight
 {
-	RsBuckets	bucket;
-	RsEntryNumber delay;		/* behind its last entry; 0: it has none */
+	RsEntryNumber delay;		/* behind its last entry in the lane; 0: it has none */
 	RsEntryNumber main;
+	bool		alone;			/* Redis may refuse it: it goes row by row when the lanes have passed what is before */
+	bool		publication;
 } RsSpoolFlight;
 
 typedef enum RsDelivery
 {
-	RS_DELIVERY_DONE,			/* the rows that are marked so are */
+	RS_DELIVERY_DONE,
 	RS_DELIVERY_LATER,			/* Redis has not acknowledged the batch, or the lanes have no room */
 	RS_DELIVERY_LOST			/* the connection is */
 } RsDelivery;
 
-/* Is one of the messages' streams to be asked again whether Redis takes it, or one of them too large for a lane? */
-extern bool rs_deliver_is_delicate(RsWork *work, const RsSpoolBatch *batch);
-
-/* Appends the batch to the lanes, or the first rows of it: the others it has no more.  DONE: it flies.  Tells Redis of its streams before. */
+/* Appends the batch to the lanes, or the first rows of it: the others it has no more.  Or leaves it to go alone.  DONE: it
+ * flies.  Tells Redis of its streams before. */
 extern RsDelivery rs_deliver_send(RsWork *work, RsSpoolBatch *batch, RsSpoolFlight *flight, RsError *error);
 
-/* Waits a while until the lanes have passed the batch; DONE: "refused" says whether Redis has refused some of it. */
-extern RsDelivery rs_deliver_await(const RsSpoolFlight *flight, bool *refused);
+/* Waits a while until the lanes have passed the batch; DONE: Redis has it, or it is to go alone now. */
+extern RsDelivery rs_deliver_await(RsSpoolFlight *flight);
 
 /*
  * Delivers row by row on the worker's connection, and marks the rows that Redis has taken.  A stream that is refused is left
- * alone for a while, which its report tells.
+ * alone for a while, which its report tells.  DONE or LOST.
  */
 extern RsDelivery rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error);
 
