@@ -150,6 +150,18 @@ foreach my $connected (1, 0)
 	is_deeply([ grep { $_ eq $gone } $redis->payloads($main) ], [], "$name: it is not announced");
 }
 
+# What is needed for that cannot be written.
+my $in_the_way = $node->data_dir . '/redstream.lives.tmp';
+$node->stop;
+mkdir $in_the_way or die "$in_the_way: $!";
+$node->start;
+wait_until('the reason', sub { stats($node)->{last_error} =~ /could not write file "redstream\.lives"/ });
+$node->safe_psql('postgres', 'INSERT INTO item VALUES (3)');
+is(stats($node)->{spool_rows}, 1, 'without its file the sender has no connection');
+rmdir $in_the_way or die "$in_the_way: $!";
+wait_until('the message', sub { grep { $_ eq '{"id":3}' } $redis->payloads($main) });
+emptied();
+
 # ---- Redis restarts, forgets its scripts --------------------------------------------------------
 
 fill(100_000);
