@@ -186,14 +186,43 @@ rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 	return record;
 }
 
+/* Counts the records that are still there to those that are forgotten. */
+static void
+count_forgotten(RsLog *log)
+{
+	int			old_size = log->forgotten_size;
+	size_t		at = 0;
+
+	log->forgotten_of = grow(log->context, log->forgotten_of, &log->forgotten_size,
+							 bms_prev_member(log->streams, -1) + 1, sizeof(uint64));
+	if (log->forgotten_size > old_size)
+		memset(log->forgotten_of + old_size, 0, sizeof(uint64) * (log->forgotten_size - old_size));
+	while (at < log->used)
+	{
+		const RsRecord *record = (const RsRecord *) (log->data + at);
+
+		log->forgotten_of[record->stream]++;
+		at += RS_RECORD_SIZE(record->length);
+	}
+}
+
 void
 rs_log_forget(RsLog *log)
 {
 	Assert(log->streamed == log->used);
+	count_forgotten(log);
 	log->base += log->used;
 	log->forgotten = log->records;
 	log->used = log->streamed = 0;
 	clear_window(log);
+}
+
+uint64
+rs_log_forgotten(const RsLog *log, int stream)
+{
+	if (log->uncounted)
+		return bms_membership(log->streams) == BMS_SINGLETON ? log->forgotten : 0;
+	return stream < log->forgotten_size ? log->forgotten_of[stream] : 0;
 }
 
 size_t
@@ -250,7 +279,11 @@ rs_log_truncate(RsLog *log, int level)
 	log->used = mark->position > log->base ? mark->position - log->base : 0;
 	log->streamed = Min(log->streamed, log->used);
 	log->records = mark->records;
-	log->forgotten = Min(log->forgotten, log->records);
+	if (log->forgotten > log->records)
+	{
+		log->forgotten = log->records;
+		log->uncounted = true;
+	}
 	log->nxids = mark->nxids;
 	if (log->nxids > 0)
 		log->xids[log->nxids - 1].last = mark->last_xid;

@@ -46,6 +46,9 @@ typedef struct RsLog
 	uint64		base;			/* bytes forgotten */
 	uint64		records;		/* that were not rolled back, forgotten ones and those cut out included */
 	uint64		forgotten;		/* of these: the delay messages have them, and nothing else */
+	uint64	   *forgotten_of;	/* the same by stream, ... */
+	int			forgotten_size;
+	bool		uncounted;		/* ... unless some were rolled back */
 	uint32		largest;		/* payload so far, rolled back or not */
 	struct RsWindowCell *window;	/* records in data, by hash; NULL while there is at most one */
 	RsMark	   *marks;			/* by level, innermost last */
@@ -73,6 +76,9 @@ extern RsRecord *rs_log_append(RsLog *log, int level, uint64 xid, int stream,
 
 /* Forgets the records, all of which must be streamed. */
 extern void rs_log_forget(RsLog *log);
+
+/* How many forgotten records of the stream were not rolled back; 0 when that is not known. */
+extern uint64 rs_log_forgotten(const RsLog *log, int stream);
 
 /* Where the records of this nesting level begin that are still in data. */
 extern size_t rs_log_own(const RsLog *log, int level);

@@ -119,8 +119,7 @@ write_records(size_t start)
 
 /*
  * The records that were forgotten are in Redis, as delay messages: a row a stream says which these are.  They must
- * be there, or have been announced, when the worker comes to that row: so they do not count as confirmed.  How many there should
- * be is known of all streams together.
+ * be there, or have been announced, when the worker comes to that row: so they do not count as confirmed.
  */
 static void
 write_publications(void)
@@ -137,7 +136,6 @@ write_publications(void)
 	rs_transport_doubt();
 	publication.first = rs_current.forgotten.first;
 	publication.last = rs_current.forgotten.last;
-	publication.expected = bms_membership(rs_current.published) == BMS_SINGLETON ? log->forgotten : 0;
 	publication.xids = rs_log_sorted_xids(log, &publication.nxids);
 	row.position = rs_current.published_at;
 	writer = rs_spool_writer_open();
@@ -147,6 +145,7 @@ write_publications(void)
 
 		stream.delay_key = &rs_stream(member)->delay_key;
 		stream.stream_key = &rs_stream(member)->stream_key;
+		publication.expected = rs_log_forgotten(log, member);
 		row.bucket = rs_stream(member)->bucket;
 		row.ns = rs_stream(member)->ns;
 		row.stream = rs_stream(member)->name;

@@ -234,6 +234,15 @@ wait_until('prepared: an empty spool', sub { stats($node)->{spool_rows} == 0 });
 has_all([ ids($item, $last) ], 1, $rows, 'prepared: every row is announced after the commit');
 is(logged(), 1, 'prepared: one line in the log about what was moved');
 
+# Of two streams: what is missing is known of each.
+begin("INSERT INTO item SELECT generate_series(1, $rows); INSERT INTO other SELECT generate_series(1, $rows)", 1000);
+wait_until('early delay messages of the other stream', sub { $redis->command('XLEN', "$other.delay") >= 1000 });
+move($_, 1000) foreach $item, $other;
+my %last = map { $_ => last_id($_) } $item, $other;
+is($open->query("PREPARE TRANSACTION 'large'; COMMIT PREPARED 'large'"), '', 'two streams: it commits');
+wait_until('two streams: an empty spool', sub { stats($node)->{spool_rows} == 0 && grep { $_ == $rows } ids($other, $last{$other}) });
+has_all([ ids($_, $last{$_}) ], 1, $rows, 'two streams: every row is announced after the commit') foreach $item, $other;
+
 # ---- the connection is lost in the middle of it --------------------------------------------------
 
 # So much that it takes a while.
