@@ -34,7 +34,7 @@
 #define ROWS_MAX 4000
 #define BYTES_MAX (512 * 1024)	/* of payload, with what a command has around it */
 #define BYTES_AROUND 128
-#define LOOKS_MAX 10000			/* rows, those that are left out included */
+#define LOOKS_MAX 100000		/* rows, those that are left out included */
 
 RsSpoolBatch *
 rs_spool_batch_create(MemoryContext parent)

@@ -220,9 +220,14 @@ rs_log_forget(RsLog *log)
 uint64
 rs_log_forgotten(const RsLog *log, int stream)
 {
-	if (log->uncounted)
-		return bms_membership(log->streams) == BMS_SINGLETON ? log->forgotten : 0;
-	return stream < log->forgotten_size ? log->forgotten_of[stream] : 0;
+	if (stream >= log->forgotten_size)
+		return 0;
+	if (!log->uncounted)
+		return log->forgotten_of[stream];
+	for (int i = 0; i < log->forgotten_size; i++)
+		if (i != stream && log->forgotten_of[i] > 0)
+			return 0;
+	return log->forgotten;
 }
 
 size_t

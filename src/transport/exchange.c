@@ -71,16 +71,21 @@ rs_exchange_rewind(void)
 
 /* ---- what a transaction is told ------------------------------------------------ */
 
-/* Notes the id that a delay message got. */
-static void
+/* Notes the id that a delay message got.  False when the connection was given up, as the life could not be noted. */
+static bool
 note_id(const RsFlight *flight, const RsReply *reply)
 {
 	RsSlot	   *slot = &rs_shared->slots[rs_lane_entry(flight->lane, flight->entry)->owner];
 	RsStreamId	id;
+	RsError		error;
 
 	if (!rs_redis_id_parse(reply->text, reply->length, &id))
-		return;
-	rs_life_note_id(&id);
+		return true;
+	if (!rs_life_note_id(&id, &error))
+	{
+		rs_link_give_up(error.text, RS_TROUBLE_SILENCE);
+		return false;
+	}
 	SpinLockAcquire(&slot->mutex);
 	if (flight->entry >= slot->delay_from)
 	{
@@ -93,6 +98,7 @@ note_id(const RsFlight *flight, const RsReply *reply)
 		outcome->any = true;
 	}
 	SpinLockRelease(&slot->mutex);
+	return true;
 }
 
 static bool
@@ -453,8 +459,8 @@ handle_reply(RsFlight *flight, const RsReply *reply)
 		rs_marker_judge(reply);
 	else
 	{
-		if (is_delay(flight))
-			note_id(flight, reply);
+		if (is_delay(flight) && !note_id(flight, reply))
+			return false;
 		flight->taken += reply->type == RS_REPLY_STRING;	/* not a stream's listing */
 	}
 	return true;

@@ -326,7 +326,7 @@ note_beginning(RsConnection *fresh, RsError *error)
 	RsReply		reply;
 	int64		now_ms;
 
-	if (rs_life_has_begun())
+	if (rs_transport_has_begun())
 		return true;
 	pg_usleep(OLD_BYTES_PAUSE);
 	if (!rs_redis_command(fresh, 1, words, NULL, rs_timeout, &reply, error) ||

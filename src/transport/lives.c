@@ -21,7 +21,7 @@
 #include "transport/sender.h"
 
 #define FILE_NAME "redstream.lives" /* in the data directory */
-#define HEADER "lives of "
+#define HEADER "lives of %s at %s\n"	/* the server, and its data directory: a copy of it has been elsewhere meanwhile */
 
 /* ---- the file: a line each, the present one last -------------------------------------------- */
 
@@ -33,13 +33,15 @@ typedef struct Lives
 	uint64		began_ms[RS_LIVES];	/* 0: has not met Redis */
 } Lives;
 
-/* None, if the file is of another timeline. */
+/* None, if the file is of another timeline, or another place. */
 static void
 read_lives(Lives *lives, FILE *file)
 {
-	char		server[64];
+	char		header[128];
+	char		line[128];
 
-	if (fscanf(file, HEADER "%63s", server) != 1 || strcmp(server, rs_identity_server()) != 0)
+	snprintf(header, sizeof(header), HEADER, rs_identity_server(), rs_identity_token());
+	if (fgets(line, sizeof(line), file) == NULL || strcmp(line, header) != 0)
 		return;
 	while (lives->count < RS_LIVES &&
 		   fscanf(file, "%" SCNu64 " %" SCNu64, &lives->first_xid[lives->count], &lives->began_ms[lives->count]) == 2)
@@ -65,7 +67,7 @@ static bool
 save(const Lives *lives, RsError *error)
 {
 	FILE	   *file = AllocateFile(FILE_NAME ".tmp", PG_BINARY_W);
-	bool		written = file != NULL && fprintf(file, HEADER "%s\n", rs_identity_server()) > 0;
+	bool		written = file != NULL && fprintf(file, HEADER, rs_identity_server(), rs_identity_token()) > 0;
 
 	for (int i = 0; i < lives->count && written; i++)
 		written = fprintf(file, "%" PRIu64 " %" PRIu64 "\n", lives->first_xid[i], lives->began_ms[i]) > 0;
@@ -136,14 +138,17 @@ set_beginnings(const Lives *lives)
 		pg_atomic_write_u64(&rs_shared->lives[i].began_ms, lives->began_ms[i]);
 }
 
+/* 0: it has not begun. */
 static uint64
 beginning(void)
 {
-	return pg_atomic_read_u64(&rs_shared->lives[pg_atomic_read_u32(&rs_shared->nlives) - 1].began_ms);
+	int			count = pg_atomic_read_u32(&rs_shared->nlives);
+
+	return count > 0 ? pg_atomic_read_u64(&rs_shared->lives[count - 1].began_ms) : 0;
 }
 
 bool
-rs_life_has_begun(void)
+rs_transport_has_begun(void)
 {
 	return beginning() != 0;
 }
@@ -160,18 +165,10 @@ rs_life_note_beginning(uint64 began_ms, RsError *error)
 	return true;
 }
 
-void
-rs_life_note_id(const RsStreamId *id)
+bool
+rs_life_note_id(const RsStreamId *id, RsError *error)
 {
-	Lives		lives;
-	RsError		error;
-
-	if (id->ms >= beginning())
-		return;
-	get_lives(&lives, id->ms);
-	set_beginnings(&lives);
-	if (!save(&lives, &error))
-		ereport(LOG, (errmsg("redstream: %s", error.text)));
+	return id->ms >= beginning() || rs_life_note_beginning(id->ms, error);
 }
 
 /* ---- questions ------------------------------------------------------------------------------ */

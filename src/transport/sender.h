@@ -83,12 +83,12 @@ extern void rs_marker_forget(void);
 
 /* A life of the server begins, with this as the next transaction id. */
 extern void rs_life_begin(uint64 first_xid);
-/* Has it met Redis?  By whose clock all of its delay messages will be no older than that time: to be called before the
+/* By Redis's clock all of its delay messages will be no older than that time: to be called before the
  * first is sent.  False and an error when it could not be written down. */
-extern bool rs_life_has_begun(void);
 extern bool rs_life_note_beginning(uint64 began_ms, RsError *error);
-/* A delay message has this id; with an older one, should the clock be set back, the life began earlier. */
-extern void rs_life_note_id(const RsStreamId *id);
+/* A delay message has this id; with an older one, should the clock be set back, the life began earlier: to be called before
+ * the message counts as acknowledged.  False and an error as above. */
+extern bool rs_life_note_id(const RsStreamId *id, RsError *error);
 
 /* ---- sender.c ------------------------------------------------------------------ */
 

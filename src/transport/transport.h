@@ -164,6 +164,9 @@ extern void rs_transport_doubt(void);
 /* Is it known with which transaction id this life of the server began? */
 extern bool rs_transport_knows_lives(void);
 
+/* Has this life met Redis?  Before it has, nothing that it writes there is told from what earlier ones have written. */
+extern bool rs_transport_has_begun(void);
+
 /*
  * Is the transaction of a delay message, written at that time of Redis's clock, one that this server has forgotten
  * by a crash, the last one or one before?  Its id was not assigned yet when a later life of the server began, and may have another

@@ -24,6 +24,8 @@
 
 #include <hiredis/hiredis.h>
 
+#include "port/atomics.h"
+
 #include "identity.h"
 #include "settings.h"
 #include "transport/transport.h"
@@ -78,9 +80,7 @@ read_xact(RsMessage *message, const redisReply *name, const redisReply *value)
 		return;
 	message->xid = strtou64(value->str, NULL, 10);
 	message->ours = is(name, ours, strlen(ours));
-	if (message->ours)
-		message->forgotten = rs_transport_is_forgotten(message->xid, message->id.ms);
-	else if ((size_t) name->len - prefix < sizeof(message->server))
+	if (!message->ours && (size_t) name->len - prefix < sizeof(message->server))
 	{
 		strlcpy(message->server, name->str + prefix, sizeof(message->server));
 		message->ancestral = is_ancestral(message->server);
@@ -156,24 +156,20 @@ rs_chunk_read(RsChunk *chunk, const RsReply *reply)
 static void
 judge_ours(RsMessage *message, const RsMessage *before, const RsWork *work)
 {
-	RsVerdict	verdict;
+	bool		same = before != NULL && before->ours && before->xid == message->xid;
 
-	if (before != NULL && before->ours && before->xid == message->xid &&
-		before->forgotten == message->forgotten)
-	{
-		message->fate = before->fate;
+	message->verdict = same ? before->verdict : rs_verdict(message->xid, &message->top);
+	if (same)
 		message->top = before->top;
-		return;
-	}
-	verdict = rs_verdict(message->xid, &message->top);
-	if (verdict == RS_VERDICT_RUNNING)
+	pg_read_barrier();			/* the verdict, then what is known of lives: that was corrected before the commit, if the clock was set back */
+	if (message->verdict == RS_VERDICT_RUNNING)
 		message->fate = RS_FATE_STAY;
-	else if (message->forgotten)	/* rolled back, unless not all commits are waited for */
+	else if (rs_transport_is_forgotten(message->xid, message->id.ms))	/* rolled back, unless not all commits are waited for */
 		message->fate = work->async ? RS_FATE_MOVE : RS_FATE_DROP;
-	else if (verdict == RS_VERDICT_UNKNOWN)
+	else if (message->verdict == RS_VERDICT_UNKNOWN)
 		message->fate = RS_FATE_MOVE;
 	else
-		message->fate = verdict == RS_VERDICT_COMMITTED ? RS_FATE_COMMITTED : RS_FATE_DROP;
+		message->fate = message->verdict == RS_VERDICT_COMMITTED ? RS_FATE_COMMITTED : RS_FATE_DROP;
 }
 
 /* Is it of the server that this one was a standby of? */

@@ -26,7 +26,7 @@ typedef struct RsMessage
 	size_t		length;
 	bool		ours;			/* a transaction of this server and timeline, xid */
 	bool		ancestral;		/* one of this server on another timeline, xid */
-	bool		forgotten;		/* one of ours that a crash made the server forget */
+	RsVerdict	verdict;		/* of one of ours */
 	uint64		xid;
 	uint64		top;			/* it stays until this transaction of ours has ended; or 0 */
 	char		server[64];		/* another server, or timeline; "" if there is no xact field */

@@ -82,7 +82,7 @@ resolve(RsSpoolFlight *flight, RsEntryNumber place)
 	flight->main = place + 1;
 }
 
-/* False when there is no room, or Redis is away: then there may be delay copies too many. */
+/* False when there is no room, or Redis is away.  Where delay copies are sent then, Redis may refuse them, and the batch is to go alone. */
 static bool
 send_chunk(Chunk *chunk, RsSpoolFlight *flight)
 {
@@ -96,7 +96,10 @@ send_chunk(Chunk *chunk, RsSpoolFlight *flight)
 		return false;
 	flight->delay = entry + 1;
 	if (rs_main_take(chunk->main.data, chunk->main.len, chunk->rows, &patience, &entry) != RS_WAIT_DONE)
+	{
+		flight->alone = true;
 		return false;
+	}
 	resolve(flight, entry);
 	resetStringInfo(&chunk->delay);
 	resetStringInfo(&chunk->main);
@@ -131,7 +134,8 @@ send_messages(RsSpoolBatch *batch, RsSpoolFlight *flight)
 	}
 	if (room && send_chunk(&chunk, flight))
 		sent = batch->nrows;
-	rs_spool_batch_cut(batch, sent);
+	if (!flight->alone)
+		rs_spool_batch_cut(batch, sent);
 	pfree(chunk.delay.data);
 	pfree(chunk.main.data);
 }
@@ -225,9 +229,7 @@ rs_deliver_send(RsWork *work, RsSpoolBatch *batch, RsSpoolFlight *flight, RsErro
 		send_publication(batch, flight);
 	else
 		send_messages(batch, flight);
-
-	/* A delay copy alone tells, too, whether Redis takes it. */
-	return batch->nrows > 0 || flight->delay > 0 ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
+	return batch->nrows > 0 ? RS_DELIVERY_DONE : RS_DELIVERY_LATER;
 }
 
 /* A publication that is refused is left to the delay messages that it is about. */
@@ -244,8 +246,8 @@ rs_deliver_await(RsSpoolFlight *flight)
 		flight->alone = outcome.refused;
 	}
 
-	/* if the sender cannot reach Redis, or Redis its replicas, neither can we */
-	return flight->alone && rs_transport_is_down() ? RS_DELIVERY_LATER : RS_DELIVERY_DONE;
+	/* if the sender cannot reach Redis, or Redis its replicas, neither can we; and it comes first */
+	return flight->alone && (rs_transport_is_down() || !rs_transport_has_begun()) ? RS_DELIVERY_LATER : RS_DELIVERY_DONE;
 }
 
 /* ---- one by one ---------------------------------------------------------------------------- */

@@ -165,15 +165,20 @@ deliver(RsWork *work, int bucket, RsError *error)
 	return land(work, error);
 }
 
-/* Goes on behind a batch that was read and has no rows: there is nothing but what was refused, and is not read again at the next step. */
-static void
+/*
+ * Goes on behind a batch that was read and has no rows: there is nothing but what was refused, and is not read again at the next
+ * step.  False when that is no further than before, since who is joined has a position in front of it.
+ */
+static bool
 pass(RsWork *work, int bucket)
 {
 	RsSpooler  *spooler = work->spooler;
 	XLogRecPtr	passed = spooler->next->next;
+	bool		further = passed > spooler->from[bucket];
 
 	turn_over(work, bucket, spooler->next);
 	spooler->from[bucket] = Max(spooler->from[bucket], passed);
+	return further;
 }
 
 /* Delivers what is visible, for so many batches at most. */
@@ -190,7 +195,10 @@ drain(RsWork *work, int bucket, RsError *error)
 		if (spooler->next->nrows > 0)
 			drained = deliver(work, bucket, error);
 		else if (!spooler->next->end)
-			pass(work, bucket);
+		{
+			if (!pass(work, bucket))
+				return DRAINED;
+		}
 		else if (spooler->landed->nrows > 0)
 			turn_over(work, bucket, spooler->landed);
 		else

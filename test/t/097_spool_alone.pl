@@ -54,6 +54,14 @@ wait_until('the reason', sub { spooler() =~ /^stream $stuck: WRONGTYPE/ });
 is($session->query("INSERT INTO $other VALUES (1)"), '', 'and one behind them, of another stream of their bucket');
 wait_until('that one', sub { main_of($other) });
 cmp_ok(rows(), '>=', 75_000, 'is delivered');
+
+# And a transaction open that has spooled already: what is behind its rows must be read again and again.
+my $open = Redstream::Session->new($node);
+$open->query("BEGIN; INSERT INTO $stuck SELECT generate_series(100001, 110000)");
+$session->query("INSERT INTO $stuck SELECT generate_series(200001, 215000)");
+$session->query("INSERT INTO $other VALUES (2)");
+wait_until('the message behind them', sub { grep { /"id":2,/ } main_of($other) });
+is($open->query('ROLLBACK'), '', 'so it is while a transaction is open that has spooled');
 $redis->command('DEL', "redstream:stream:$stuck.delay");
 wait_until('all of them', sub { $redis->command('XLEN', "redstream:stream:$stuck") >= 75_000 }, 120);
 emptied();
