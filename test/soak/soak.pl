@@ -90,7 +90,7 @@ eval {
 	wait_until('everything to settle', sub {
 		$slowest = $left;
 		return ($left = unsettled()) eq '';
-	}, 300);
+	}, 300 + $seconds / 2);
 };
 diag(sprintf 'settled after %.1f s; last came %s', time - $settling, $slowest) if $left eq '';
 $consumers->stop;
