@@ -85,7 +85,10 @@ static void
 add_life(Lives *lives, uint64 first_xid)
 {
 	if (lives->count > 0 && lives->began_ms[lives->count - 1] == 0)
-		first_xid = Min(first_xid, lives->first_xid[--lives->count]);
+	{
+		lives->count--;
+		first_xid = Min(first_xid, lives->first_xid[lives->count]);
+	}
 	while (lives->count > 0 && lives->first_xid[lives->count - 1] >= first_xid)
 		lives->count--;
 	if (lives->count == RS_LIVES)

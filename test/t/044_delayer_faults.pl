@@ -115,6 +115,13 @@ emptied();
 is_deeply([ $redis->payloads($main) ], [ '{"id":2}', '{"id":2}' ],
 	'killed with transactions open: only what was committed is announced');
 
+# How many lives of the server are remembered.
+sub lives
+{
+	my $count = () = slurp_file($node->data_dir . '/redstream.lives') =~ /^\d+ \d+$/mg;
+	return $count;
+}
+
 # The id of what was open is given out again, and commits; then the server is killed once more, or was not connected in between.
 foreach my $connected (1, 0)
 {
@@ -123,11 +130,14 @@ foreach my $connected (1, 0)
 	my $now = delay_messages_now('item');
 
 	reconfigure($node, 'redstream.delay' => '1h');
+	$node->safe_psql('postgres', "INSERT INTO item VALUES (900 + $connected)");
+	settle($node, $redis);
 	$redis->command('DEL', $main, $delay);
 	$session = Redstream::Session->new($node);
 	my ($xid) = $session->query(qq{
 		BEGIN; SELECT redstream.emit('item', '$gone'); $now; SELECT 'id ' || pg_current_xact_id()}) =~ /id (\d+)/;
 	is_deeply([ $redis->payloads($delay) ], [$gone], "$name: a delay message");
+	my $lives = lives();
 	$node->stop('immediate');
 	$session->close;
 	$redis->stop unless $connected;
@@ -148,6 +158,7 @@ foreach my $connected (1, 0)
 	wait_until('the message that committed', sub { grep { $_ eq qq({"id":$id}) } $redis->payloads($main) });
 	emptied();
 	is_deeply([ grep { $_ eq $gone } $redis->payloads($main) ], [], "$name: it is not announced");
+	is(lives(), $lives + 1 + $connected, "$name: as the lives are remembered that wrote to Redis");
 }
 
 # What is needed for that cannot be written.
