@@ -25,12 +25,17 @@
 
 /* ---- the file: a line each, the present one last -------------------------------------------- */
 
+typedef struct Life
+{
+	uint64		first_xid;
+	uint64		began_ms;		/* 0: has not met Redis */
+} Life;
+
 /* What is in memory and in the file; of the lives before the last ones nothing is known. */
 typedef struct Lives
 {
 	int			count;
-	uint64		first_xid[RS_LIVES];
-	uint64		began_ms[RS_LIVES];	/* 0: has not met Redis */
+	Life		all[RS_LIVES];
 } Lives;
 
 /* None, if the file is of another timeline, or another place. */
@@ -44,7 +49,7 @@ read_lives(Lives *lives, FILE *file)
 	if (fgets(line, sizeof(line), file) == NULL || strcmp(line, header) != 0)
 		return;
 	while (lives->count < RS_LIVES &&
-		   fscanf(file, "%" SCNu64 " %" SCNu64, &lives->first_xid[lives->count], &lives->began_ms[lives->count]) == 2)
+		   fscanf(file, "%" SCNu64 " %" SCNu64, &lives->all[lives->count].first_xid, &lives->all[lives->count].began_ms) == 2)
 		lives->count++;
 }
 
@@ -70,7 +75,7 @@ save(const Lives *lives, RsError *error)
 	bool		written = file != NULL && fprintf(file, HEADER, rs_identity_server(), rs_identity_token()) > 0;
 
 	for (int i = 0; i < lives->count && written; i++)
-		written = fprintf(file, "%" PRIu64 " %" PRIu64 "\n", lives->first_xid[i], lives->began_ms[i]) > 0;
+		written = fprintf(file, "%" PRIu64 " %" PRIu64 "\n", lives->all[i].first_xid, lives->all[i].began_ms) > 0;
 	if (file != NULL)
 		written = FreeFile(file) == 0 && written;
 	if (!written || durable_rename(FILE_NAME ".tmp", FILE_NAME, LOG) != 0)
@@ -84,21 +89,26 @@ save(const Lives *lives, RsError *error)
 static void
 add_life(Lives *lives, uint64 first_xid)
 {
-	if (lives->count > 0 && lives->began_ms[lives->count - 1] == 0)
+	if (lives->count > 0 && lives->all[lives->count - 1].began_ms == 0)
 	{
 		lives->count--;
-		first_xid = Min(first_xid, lives->first_xid[lives->count]);
+		first_xid = Min(first_xid, lives->all[lives->count].first_xid);
 	}
-	while (lives->count > 0 && lives->first_xid[lives->count - 1] >= first_xid)
+	while (lives->count > 0 && lives->all[lives->count - 1].first_xid >= first_xid)
 		lives->count--;
 	if (lives->count == RS_LIVES)
 	{
 		lives->count--;
-		memmove(lives->first_xid, lives->first_xid + 1, sizeof(uint64) * lives->count);
-		memmove(lives->began_ms, lives->began_ms + 1, sizeof(uint64) * lives->count);
+		memmove(lives->all, lives->all + 1, sizeof(Life) * lives->count);
 	}
-	lives->first_xid[lives->count] = first_xid;
-	lives->began_ms[lives->count++] = 0;
+	lives->all[lives->count++] = (Life) {.first_xid = first_xid};
+}
+
+static void
+set_beginnings(const Lives *lives)
+{
+	for (int i = 0; i < lives->count; i++)
+		pg_atomic_write_u64(&rs_shared->lives[i].began_ms, lives->all[i].began_ms);
 }
 
 void
@@ -112,10 +122,8 @@ rs_life_begin(uint64 first_xid)
 	if (!save(&lives, &error))
 		ereport(LOG, (errmsg("redstream: %s", error.text)));
 	for (int i = 0; i < lives.count; i++)
-	{
-		rs_shared->lives[i].first_xid = lives.first_xid[i];
-		pg_atomic_write_u64(&rs_shared->lives[i].began_ms, lives.began_ms[i]);
-	}
+		rs_shared->lives[i].first_xid = lives.all[i].first_xid;
+	set_beginnings(&lives);
 	pg_write_barrier();
 	pg_atomic_write_u32(&rs_shared->nlives, lives.count);
 }
@@ -128,17 +136,12 @@ get_lives(Lives *lives, uint64 began_ms)
 	lives->count = pg_atomic_read_u32(&rs_shared->nlives);
 	for (int i = 0; i < lives->count; i++)
 	{
-		lives->first_xid[i] = rs_shared->lives[i].first_xid;
-		lives->began_ms[i] = Min(pg_atomic_read_u64(&rs_shared->lives[i].began_ms), began_ms);
-	}
-	lives->began_ms[lives->count - 1] = began_ms;
-}
+		uint64		known_ms = pg_atomic_read_u64(&rs_shared->lives[i].began_ms);
 
-static void
-set_beginnings(const Lives *lives)
-{
-	for (int i = 0; i < lives->count; i++)
-		pg_atomic_write_u64(&rs_shared->lives[i].began_ms, lives->began_ms[i]);
+		lives->all[i].first_xid = rs_shared->lives[i].first_xid;
+		lives->all[i].began_ms = Min(known_ms, began_ms);
+	}
+	lives->all[lives->count - 1].began_ms = began_ms;
 }
 
 /* 0: it has not begun. */
