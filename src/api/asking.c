@@ -208,8 +208,7 @@ is_of_command(const RsReply *reply)
 	static const char *const codes[] = {"ERR ", "WRONGTYPE ", "NOPERM "};
 
 	for (int i = 0; i < (int) lengthof(codes); i++)
-		if (reply->length >= strlen(codes[i]) &&
-			memcmp(reply->text, codes[i], strlen(codes[i])) == 0)
+		if (rs_redis_error_is(reply, codes[i]))
 			return true;
 	return false;
 }

@@ -378,12 +378,6 @@ settle(bool have)
 	}
 }
 
-static bool
-starts_with(const RsReply *reply, const char *word)
-{
-	return reply->length >= strlen(word) && memcmp(reply->text, word, strlen(word)) == 0;
-}
-
 /* An error reply.  False when it is an outage, and the connection was given up. */
 static bool
 survive_error(const RsFlight *flight, const RsReply *reply)
@@ -396,11 +390,11 @@ survive_error(const RsFlight *flight, const RsReply *reply)
 				   flight->kind == RS_FLIGHT_MARKER ? "marker" :
 				   flight->kind == RS_FLIGHT_WAIT ? "WAIT" : "main message",
 				   (int) reply->length, reply->text);
-	if (!starts_with(reply, "WRONGTYPE") || flight->kind == RS_FLIGHT_CLAIM ||
+	if (!rs_redis_error_is(reply, "WRONGTYPE") || flight->kind == RS_FLIGHT_CLAIM ||
 		flight->kind == RS_FLIGHT_MARKER)
 	{
 		/* Other words than ERR speak of the server's state, not of the command. */
-		rs_link_give_up(why.text, starts_with(reply, "ERR ") ? RS_TROUBLE_ENTRY : RS_TROUBLE_REDIS);
+		rs_link_give_up(why.text, rs_redis_error_is(reply, "ERR ") ? RS_TROUBLE_ENTRY : RS_TROUBLE_REDIS);
 		return false;
 	}
 	rs_link_note_error(why.text);

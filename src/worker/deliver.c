@@ -260,31 +260,22 @@ note_refusal(RsWorkStream *stream, const char *text)
 	rs_work_report_error(stream, RS_JOB_SPOOLER, text);
 }
 
-/* Redis is about to close the connection because of the command (networking.c, setProtocolError). */
-static bool
-ends_connection(const RsReply *reply)
-{
-	static const char text[] = "ERR Protocol error";
-
-	return reply->length >= strlen(text) && memcmp(reply->text, text, strlen(text)) == 0;
-}
+/* Redis closes the connection after this error (networking.c, setProtocolError). */
+#define LAST_ERROR "ERR Protocol error"
 
 /* False and an error when the connection was lost; the command may be why. */
 static bool
 ask(RsWork *work, RsWorkStream *stream, int count, const char *const *words, const size_t *lengths, RsError *error)
 {
 	RsReply		reply;
-	bool		lost = !rs_redis_command(work->connection, count, words, lengths, rs_timeout, &reply, error);
+	bool		answered = rs_redis_command(work->connection, count, words, lengths, rs_timeout, &reply, error);
 
-	if (!lost && reply.type == RS_REPLY_ERROR)
-	{
+	if (answered && reply.type != RS_REPLY_ERROR)
+		return true;
+	if (answered)
 		(void) rs_redis_error(error, "%.*s", (int) reply.length, reply.text);
-		lost = ends_connection(&reply);
-		note_refusal(stream, error->text);
-	}
-	else if (lost)
-		note_refusal(stream, error->text);
-	if (!lost)
+	note_refusal(stream, error->text);
+	if (answered && !rs_redis_error_is(&reply, LAST_ERROR))
 		return true;
 	rs_work_disconnect(work);
 	return rs_redis_error(error, "stream %s: %s", stream->name, error->text);
@@ -336,12 +327,12 @@ replicas_have_it(RsWork *work, RsError *error)
 	return false;
 }
 
-RsDelivery
+bool
 rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error)
 {
 	if (send_alone(work, batch, error) && replicas_have_it(work, error))
-		return RS_DELIVERY_DONE;
+		return true;
 	for (int i = 0; i < batch->nrows && rs_wait_replicas > 0; i++)
 		batch->rows[i].done = false;
-	return RS_DELIVERY_LOST;
+	return false;
 }

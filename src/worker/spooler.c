@@ -120,7 +120,7 @@ land_alone(RsWork *work, RsError *error)
 {
 	RsSpooler  *spooler = work->spooler;
 
-	if (rs_deliver_alone(work, spooler->landed, error) == RS_DELIVERY_DONE)
+	if (rs_deliver_alone(work, spooler->landed, error))
 		return DRAINED_SOME;
 	spooler->landed->nrows = 0;
 	return DRAINED_LOST;

@@ -35,8 +35,8 @@ extern RsDelivery rs_deliver_await(RsSpoolFlight *flight);
 
 /*
  * Delivers row by row on the worker's connection, and marks the rows that Redis has taken.  A stream that is refused is left
- * alone for a while, which its report tells.  DONE or LOST.
+ * alone for a while, which its report tells.  False and an error when the connection was lost.
  */
-extern RsDelivery rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error);
+extern bool rs_deliver_alone(RsWork *work, RsSpoolBatch *batch, RsError *error);
 
 #endif							/* RS_WORKER_SPOOLER_H */
