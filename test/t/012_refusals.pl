@@ -30,7 +30,7 @@ sub wait_for_error
 
 sub wait_until_connected
 {
-	wait_until('a connection', sub { stats($node)->{connected} });
+	wait_connected($node, 1);
 	return;
 }
 

@@ -92,7 +92,7 @@ is_deeply([ crashes($node) ], [], 'no crash');
 	wait_until('more failures', sub { $failures->() >= 4 });
 	cmp_ok($failures->(), '<=', time - $begun + 2, 'sender fails at start: it is started once a second');
 	reconfigure($node, 'redstream_test.sender_error' => 'off', 'redstream.timeout' => '3s');
-	wait_until('a connection', sub { stats($node)->{connected} });
+	wait_connected($node, 1);
 	wait_until('the spooled message', sub { $redis->payloads('redstream:stream:failing') });
 	is_deeply([ $redis->payloads('redstream:stream:failing') ], ['{"id":2}'],
 		'sender fails at start: what was spooled is delivered, what failed is not announced');
@@ -196,7 +196,7 @@ shared_preload_libraries = 'redstream, redstream_test'
 redstream.queue_size = '1MB'
 });
 $node->restart;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 $slow = Redstream::Session->new($node);
 $slow->send("SET redstream_test.commit_pause = '10s';
 	INSERT INTO t VALUES (11)");

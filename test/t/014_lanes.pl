@@ -168,7 +168,7 @@ foreach my $wait_for_ack ('on', 'off')
 }
 cmp_ok(stats($node)->{delay_bytes}, '<', 200_000, 'outage: the lane does not fill');
 $redis->start;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 $node->safe_psql('postgres', 'INSERT INTO t VALUES (641)');
 settle($node, $redis);
 is_deeply([ map { /"id":(6\d\d)/ ? $1 : () } $redis->payloads('redstream:stream:t') ],

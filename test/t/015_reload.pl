@@ -115,7 +115,7 @@ unlike($session->query('INSERT INTO t VALUES (4)'), qr/s3cret/,
 	'password in the url: nor in what a user is told');
 $node->append_conf('postgresql.conf', "redstream.url = '" . $second->url . "'");
 $node->reload;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 
 # ---- password_file -----------------------------------------------------------
 
@@ -126,7 +126,7 @@ $second->command('CONFIG', 'SET', 'requirepass', 'pa55word');
 $second->command('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes');
 wait_for_error(qr/NOAUTH/);
 reconfigure($node, 'redstream.password_file' => $password_file);
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 is($session->query('INSERT INTO t VALUES (5)'), '', 'password_file: takes effect on reload');
 wait_for_message($second, $key, 5);
 reconfigure($node, 'redstream.password_file' => '/nonexistent');
@@ -135,7 +135,7 @@ like($session->query('INSERT INTO t VALUES (6)'), qr/ERROR:  could not announce 
 	'password_file: a missing one is an outage');
 $second->command('CONFIG', 'SET', 'requirepass', '');
 reconfigure($node, 'redstream.password_file' => '');
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 
 # ---- namespace ---------------------------------------------------------------
 
@@ -165,7 +165,7 @@ reconfigure($node, 'redstream.timeout' => '100ms');
 like($session->query('INSERT INTO t VALUES (10)'),
 	qr/ERROR:  could not announce changes: Redis/, 'timeout: the short one fails');
 $second->cont;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 reconfigure($node, 'redstream.timeout' => '10min');
 $second->stop_signal;
 $session->send('INSERT INTO t VALUES (11)');

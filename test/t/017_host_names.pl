@@ -117,7 +117,7 @@ foreach my $query (q{SELECT redstream.stream_size('t')}, q{SELECT * FROM redstre
 
 # An address that is right is taken up at once.
 reconfigure($node, 'redstream.url' => $redis->url);
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 wait_until('a connection of the worker', sub { $redis->command('CLIENT', 'LIST') =~ /name=redstream-worker/ });
 pass('silent: another address is taken up');
 $node->safe_psql('postgres', 'INSERT INTO t VALUES (3)');
@@ -133,7 +133,7 @@ $node->adjust_conf('postgresql.auto.conf', 'redstream.timeout', "'500ms'");
 start();
 wait_until('an outage', sub { stats($node)->{last_error} =~ /^resolve held\.test:$port: timeout/ });
 append_to_file($file, '');
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 $node->safe_psql('postgres', 'INSERT INTO t VALUES (4)');
 settle($node, $redis);
 is_deeply([ $redis->payloads('redstream:stream:t') ], [ '{"id":3}', '{"id":4}' ], 'answered: messages arrive');

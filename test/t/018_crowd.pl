@@ -100,7 +100,7 @@ cmp_ok(time - $begun, '<', 40, 'shutdown: before redstream.timeout is over');
 isnt(outcome(), 0, 'shutdown: who waited fails');
 $node->_update_pid(0);
 $node->start;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 is($node->safe_psql('postgres', 'SELECT count(*) FROM t'), 3 * $clients, 'shutdown: nothing of it is committed');
 announced_once('shutdown');
 
@@ -111,7 +111,7 @@ start_crowd(2);
 is(outcome(), 0, 'Redis does not answer: all transactions commit');
 is(stats($node)->{spool_rows}, 2 * $clients, 'Redis does not answer: all are in the spool');
 $redis->cont;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 wait_until('an empty spool', sub { stats($node)->{spool_rows} == 0 });
 announced_once('Redis does not answer');
 

@@ -43,7 +43,7 @@ ok(!stats($node)->{connected}, 'a connection whose main messages are refused doe
 my @lines = grep { /redstream: / } split(/\n/, slurp_file($node->logfile, $log));
 cmp_ok(scalar @lines, '<', 5, 'and does not fill the log');
 $redis->command('ACL', 'SETUSER', 'default', 'allkeys');
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (3)');
 settle($node, $redis);
 is_deeply([ $redis->payloads('redstream:stream:item') ],

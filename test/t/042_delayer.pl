@@ -254,14 +254,14 @@ is(stats($node)->{connected}, 0, 'a server that finds it taken does not connect'
 like(($node->psql('postgres', 'SET redstream.on_outage = error; INSERT INTO item VALUES (31)'))[2], qr/Redis is not available/,
 	'and its transactions are told');
 $redis->command('DEL', $key);
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 is($redis->command('GET', $key), $token, 'when it is free, it is ours again');
 
 # Found out while connected, too.
 $redis->command('SET', $key, 'a copy', 'PX', 60000);
 wait_until('the outage', sub { !stats($node)->{connected} }, 60);
 $redis->command('DEL', $key);
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 
 is_deeply([ crashes($node) ], [], 'no crash');
 $node->stop;

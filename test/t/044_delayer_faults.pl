@@ -142,7 +142,7 @@ foreach my $connected (1, 0)
 	$session->close;
 	$redis->stop unless $connected;
 	$node->start;
-	wait_until('a connection', sub { stats($node)->{connected} }) if $connected;
+	wait_connected($node, 1) if $connected;
 	my $id = 1000 + 100 * $connected;
 	my $again = 0;
 	while ($again < $xid)

@@ -118,7 +118,7 @@ emptied('item');
 is_deeply(payloads('item'), [ '{"id":4,"n":0}', '{"id":4,"n":0}' ], 'Redis restarted: announced again');
 
 # So does the server.
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 certain();
 $redis->command('DEL', 'redstream:stream:item');
 $node->safe_psql('postgres', 'INSERT INTO item VALUES (5)');
@@ -173,7 +173,7 @@ wait_until('the outage', sub { stats($node)->{last_error} =~ /another server/ })
 is($large->query('COMMIT'), '', 'large transaction in an outage: commits');
 wait_until('the delay messages to go', sub { $redis->command('XLEN', 'redstream:stream:item.delay') == 0 });
 $redis->command('SET', $server, $token, 'PX', 30_000);
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 settle($node, $redis);
 emptied('item');
 my %announced = map { $_ => 1 } @{ payloads('item') };

@@ -184,7 +184,7 @@ like($session->query('SELECT * FROM redstream.run_delayer()'),
 	qr/ERROR: .*cannot execute redstream\.run_delayer\(\) during recovery/, 'no delayer on a standby');
 $node->promote;
 $node->poll_query_until('postgres', 'SELECT NOT pg_is_in_recovery()');
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 is($session->query('INSERT INTO later DEFAULT VALUES'), '', 'a session of the standby writes');
 $node->safe_psql('postgres', 'INSERT INTO later DEFAULT VALUES');
 my @fields = map { grep { /^xact:/ } keys %{ $_->[1] } } $redis->entries(delay_key('later'));
@@ -233,7 +233,7 @@ my $wrong = do {
 };
 cmp_ok(redis_ahead($wrong), '>', 3000, 'a Redis whose clock is an hour ahead');
 $node = new_node('wrong', $wrong, 'redstream.delay' => '300ms');
-wait_until('the connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 set_clock(0);
 cmp_ok(redis_ahead($wrong), '<', 60, 'is set right');
 $node->safe_psql('postgres', q{

@@ -250,7 +250,7 @@ like($session->query(q{SET redstream.on_outage = error; SELECT redstream.emit('m
 like($session->query(q{SET redstream.on_outage = skip; SELECT redstream.emit('mails', '2'); RESET redstream.on_outage}),
 	qr/^WARNING:  01000: changes of this transaction are not announced: Redis is not available/, 'unless it may be skipped');
 $redis->start;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 arrives('Redis is back', q{SELECT redstream.emit('mails', '3')}, 3);
 
 # ---- prepared transactions ----------------------------------------------------------------------

@@ -365,7 +365,7 @@ like($session->query('SET redstream.on_outage = skip;' . bulk('item', 'id < 4', 
 	qr/^WARNING:  01000: changes of this transaction are not announced.*\n3$/s, 'on_outage = skip');
 is($session->query('RESET redstream.on_outage; SELECT count(*) FROM item WHERE n = 101'), 3, 'the statement is run');
 $redis->start;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 
 # ---- who may -----------------------------------------------------------------------------------------------------------
 

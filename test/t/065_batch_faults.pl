@@ -256,7 +256,7 @@ foreach my $fault ([ 'Redis hangs', sub { $redis->stop_signal }, sub { $redis->c
 	$end->();
 	my $output = $session->result;
 	like($output, qr/^NOTICE:  redstream\.bulk_update: waiting for Redis$/m, "$what: it says that it waits");
-	wait_until('a connection', sub { stats($node)->{connected} });
+	wait_connected($node, 1);
 	check_many($what, $output);
 }
 
@@ -279,7 +279,7 @@ check_many('Redis comes', $session->result);
 reconfigure($node, 'redstream.timeout' => '60s');
 make_item(rows(20000));
 $session->query('SET redstream.wait_for_ack = off');
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 $redis->stop_signal;
 $session->send($many);
 await_state('waiting');
@@ -305,7 +305,7 @@ cmp_ok($other->query('SELECT done FROM redstream.progress'), '<', 4000, 'on_outa
 is(stats($node)->{spooled}, $spooled + 50, 'on_outage = spool: one batch is in the spool');
 $redis->cont;
 $output = $session->result;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 check_many('on_outage = spool', $output);
 
 is_deeply([ crashes($node) ], [], 'no crash');

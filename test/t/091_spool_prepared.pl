@@ -71,7 +71,7 @@ foreach my $mode ('fast', 'immediate')
 redis_away($node, $redis);
 prepare('e', 'INSERT INTO item VALUES (20)');
 $redis->start;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 finish('COMMIT', 'e');
 check_arrived('Redis away at PREPARE', '{"id":20,"n":0}');
 prepare('f', 'INSERT INTO item VALUES (21)');

@@ -22,13 +22,6 @@ sub delay_of { return join ' ', map { /"id":(\d+)/ } $redis->payloads("redstream
 
 sub rows { return stats($node)->{spool_rows}; }
 
-sub spooler
-{
-	return $node->safe_psql('postgres', q{
-		SELECT coalesce(last_error, '') FROM redstream.workers
-		WHERE kind = 'spooler' AND state = 'failing'});
-}
-
 foreach my $suffix ('.delay', '')
 {
 	my $key = "redstream:stream:item$suffix";
@@ -39,7 +32,7 @@ foreach my $suffix ('.delay', '')
 	$redis->command('SET', 'redstream:stream:item', 'in the way') unless $suffix;
 	my $base = $suffix ? 0 : 10;
 	is($session->query("INSERT INTO item VALUES ($base + $_)"), '', "$what: a transaction commits") foreach 1 .. 3;
-	wait_until("$what: the reason", sub { spooler() =~ /^stream item: WRONGTYPE/ });
+	wait_until("$what: the reason", sub { spooler_error($node) =~ /^stream item: WRONGTYPE/ });
 	is(rows(), 3, "$what: the messages are in the spool");
 	$session->query("INSERT INTO other VALUES ($base + 1)");
 	wait_until("$what: other streams to go on", sub { main_of('other') eq $base + 1 });
@@ -49,7 +42,7 @@ foreach my $suffix ('.delay', '')
 	wait_until("$what: an empty spool", sub { rows() == 0 });
 	is(main_of('item'), join(' ', map { $base + $_ } 1, 2, 3, 1, 1, 4), "$what: delivered when the keys are gone, in order");
 	is(delay_of('item'), main_of('item'), "$what: with delay copies");
-	is(spooler(), '', "$what: and the error is over");
+	is(spooler_error($node), '', "$what: and the error is over");
 	my $spooled = stats($node)->{spooled};
 	wait_until("$what: the lane", sub {
 		$session->query("UPDATE item SET filler = filler || 'y' WHERE id = $base + 1");
@@ -64,7 +57,7 @@ foreach my $suffix ('.delay', '')
 $redis->command('DEL', 'redstream:stream:item', 'redstream:stream:item.delay');
 $redis->command('SET', 'redstream:stream:item.delay', 'in the way');
 $session->query('INSERT INTO item VALUES (30)');
-wait_until('the reason', sub { spooler() =~ /^stream item: WRONGTYPE/ });
+wait_until('the reason', sub { spooler_error($node) =~ /^stream item: WRONGTYPE/ });
 my $before = -1;
 wait_until('the lane of another stream', sub {
 	my $spooled = $before;
@@ -93,7 +86,7 @@ foreach my $limit ('proto-max-bulk-len', 'client-query-buffer-limit')
 	$redis->command('CONFIG', 'SET', $limit, 1024 * 1024);
 	is($session->query(q{INSERT INTO large VALUES (1, repeat('x', 1500000))}), '', "$limit: a transaction commits");
 	is($session->query(q{INSERT INTO large VALUES (2, 'small')}), '', "$limit: so does the next on the stream");
-	wait_until("$limit: the reason", sub { spooler() =~ /^stream large: / });
+	wait_until("$limit: the reason", sub { spooler_error($node) =~ /^stream large: / });
 	$session->query('INSERT INTO other VALUES (1)');
 	wait_until("$limit: other streams to go on", sub { main_of('other') eq '1' });
 	is(rows(), 2, "$limit: nobody overtakes it on its own");

@@ -106,7 +106,7 @@ foreach my $end ('COMMIT', 'ROLLBACK')
 redis_away($node, $redis);
 $node->safe_psql('postgres', 'SET redstream.enabled = off; TRUNCATE key; INSERT INTO key SELECT generate_series(1, 40000)');
 $redis->start;
-wait_until('a connection', sub { stats($node)->{connected} });
+wait_connected($node, 1);
 $redis->command('FLUSHALL');
 redis_away($node, $redis);
 my $reader = Redstream::Session->new($node);

@@ -31,12 +31,6 @@ sub memory
 	return $kilobytes / 1024;
 }
 
-sub connected
-{
-	wait_until('a connection', sub { stats($node)->{connected} });
-	return;
-}
-
 sub delivered
 {
 	wait_until('an empty spool', sub { spool_rows() == 0 }, 60);
@@ -107,7 +101,7 @@ redis_away($node, $redis);
 my $joined = Redstream::Session->new($node);
 $joined->query(q{SET redstream.transaction_buffer = '64kB'; BEGIN; INSERT INTO item SELECT FROM generate_series(1, 5000)});
 $redis->start;
-connected();
+wait_connected($node, 1);
 $session->send(q{
 	DO $$BEGIN
 		FOR i IN 1 .. 1000000 LOOP

@@ -18,12 +18,6 @@ my $session = Redstream::Session->new($node);
 sub main_of { return $redis->payloads("redstream:stream:$_[0]"); }
 sub rows { return stats($node)->{spool_rows}; }
 
-sub spooler
-{
-	return $node->safe_psql('postgres', q{
-		SELECT coalesce(last_error, '') FROM redstream.workers WHERE kind = 'spooler' AND state = 'failing'});
-}
-
 sub emptied
 {
 	wait_until('an empty spool', sub { rows() == 0 }, 60);
@@ -50,7 +44,7 @@ note "streams $stuck and $other share a bucket, $elsewhere does not";
 $redis->command('DEL', map { ("redstream:stream:$_", "redstream:stream:$_.delay") } @tables);
 $redis->command('SET', "redstream:stream:$stuck.delay", 'in the way');
 is($session->query("INSERT INTO $stuck SELECT generate_series(1, 75000)"), '', 'many rows that are refused');
-wait_until('the reason', sub { spooler() =~ /^stream $stuck: WRONGTYPE/ });
+wait_until('the reason', sub { spooler_error($node) =~ /^stream $stuck: WRONGTYPE/ });
 is($session->query("INSERT INTO $other VALUES (1)"), '', 'and one behind them, of another stream of their bucket');
 wait_until('that one', sub { main_of($other) });
 cmp_ok(rows(), '>=', 75_000, 'is delivered');
@@ -71,7 +65,7 @@ emptied();
 $redis->command('DEL', map { ("redstream:stream:$_", "redstream:stream:$_.delay") } @tables);
 $redis->command('SET', "redstream:stream:$stuck.delay", 'in the way');
 $session->query("INSERT INTO $stuck VALUES (-1)");
-wait_until('the reason', sub { spooler() =~ /^stream $stuck: WRONGTYPE/ });
+wait_until('the reason', sub { spooler_error($node) =~ /^stream $stuck: WRONGTYPE/ });
 my @busy = map { Redstream::Session->new($node) } 1 .. 3;
 foreach my $i (0 .. $#busy)
 {
@@ -93,7 +87,7 @@ $session->query("BEGIN; INSERT INTO $other SELECT generate_series(10001, 15000)"
 my ($default) = @{ $redis->command('CONFIG', 'GET', 'client-query-buffer-limit') }[1];
 $redis->command('CONFIG', 'SET', 'client-query-buffer-limit', 1024 * 1024);
 $node->safe_psql('postgres', "INSERT INTO $stuck VALUES (-2, repeat('x', 1500000))");
-wait_until('the reason', sub { spooler() =~ /^stream $stuck: / });
+wait_until('the reason', sub { spooler_error($node) =~ /^stream $stuck: / });
 is($session->query('COMMIT'), '', 'a large transaction that has to spool');
 wait_until('its messages', sub { $redis->command('XLEN', "redstream:stream:$other") >= 5000 });
 is(rows(), 1, 'and what is refused is left');

@@ -25,7 +25,7 @@ use Time::HiRes qw(sleep time);
 my %settling;					# nodes that have what settle() needs
 
 our @EXPORT = qw(
-	new_redis new_node wait_until wait_connected reconfigure stats sender_pid process_pid sessions_waiting
+	new_redis new_node wait_until wait_connected reconfigure stats spooler_error sender_pid process_pid sessions_waiting
 	crashes settle delay_messages_now take announced redis_away redis_back);
 
 # Starts a Redis, with options as in redis.conf.
@@ -89,6 +89,15 @@ sub wait_connected
 	wait_until($wanted ? 'a connection' : 'a loss of the connection',
 		sub { stats($node)->{connected} == $wanted });
 	return;
+}
+
+# What the spooler of the database postgres is failing with; '' if it is not.
+sub spooler_error
+{
+	my ($node) = @_;
+	return $node->safe_psql('postgres', q{
+		SELECT coalesce(last_error, '') FROM redstream.workers
+		WHERE kind = 'spooler' AND state = 'failing'});
 }
 
 # Changes settings and waits until the postmaster has read them: new sessions
