@@ -107,7 +107,7 @@ help:
 	@echo '                   TAP=test/t/001_*.pl                      only these TAP tests'
 	@echo 'make demo          see it work; needs nothing beforehand; KEEP=1 to play on'
 	@echo 'make soak          everything goes wrong, for DURATION=10m: is anything lost? SEED=n for the same faults again'
-	@echo 'make bench         measure it; needs nothing beforehand'
+	@echo 'make bench         measure it; needs nothing beforehand; BEFORE=DIR  next to the source tree there, too'
 	@echo 'make bench-large   what one transaction of 5,000,000 rows costs itself and others'
 	@echo 'make bench-delayer how fast due messages are moved, and what that costs Redis'
 	@echo 'make bench-bulk    what announcing many rows at once costs'
