@@ -98,7 +98,7 @@ my $now = delay_messages_now('item');
 $first->safe_psql('postgres', qq{BEGIN; INSERT INTO item VALUES (2); $now; PREPARE TRANSACTION 'known'});
 $first->safe_psql('postgres', q{BEGIN; INSERT INTO item VALUES (10); PREPARE TRANSACTION 'spooled'});
 reconfigure($first, 'redstream.url' => 'unix:///nonexistent');
-wait_until('an outage', sub { !stats($first)->{connected} });
+wait_connected($first, 0);
 $first->safe_psql('postgres', 'INSERT INTO item VALUES (11)');
 is(stats($first)->{spool_rows}, 1, 'the spool of the primary has a row');
 $first->wait_for_catchup($_, 'replay', $first->lsn('insert')) foreach $second, $third;

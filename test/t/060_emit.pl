@@ -244,7 +244,7 @@ $standby->stop;
 $session = Redstream::Session->new($node);
 $session->query('\set VERBOSITY verbose');
 $redis->stop;
-wait_until('an outage', sub { !stats($node)->{connected} });
+wait_connected($node, 0);
 like($session->query(q{SET redstream.on_outage = error; SELECT redstream.emit('mails', '1'); RESET redstream.on_outage}),
 	qr/^ERROR:  58030: could not announce changes: Redis is not available/, 'no Redis, no commit');
 like($session->query(q{SET redstream.on_outage = skip; SELECT redstream.emit('mails', '2'); RESET redstream.on_outage}),

@@ -357,7 +357,7 @@ like($node->safe_psql('postgres', 'SELECT * FROM redstream.run_delayer()'), qr/^
 
 $session->query(q{SELECT setval('ran', 1, false)});
 $redis->stop;
-wait_until('an outage', sub { !stats($node)->{connected} });
+wait_connected($node, 0);
 like($session->query('SET redstream.on_outage = error;' . bulk('item', 'id < 4', 'UPDATE item SET n = wait()')),
 	qr/^ERROR:  58030: could not announce changes/, 'no Redis');
 is($session->query('SELECT is_called FROM ran'), 'f', 'the statement has not begun');

@@ -263,7 +263,7 @@ foreach my $fault ([ 'Redis hangs', sub { $redis->stop_signal }, sub { $redis->c
 # Before it begins; and the wait can be cancelled.
 make_item(rows(4000));
 $redis->stop;
-wait_until('an outage', sub { !stats($node)->{connected} });
+wait_connected($node, 0);
 $session->send($many =~ s/\)$/, start_after => '{0}')/r);
 await_state('waiting');
 is($other->query('SELECT backend_xmin IS NULL FROM pg_stat_activity WHERE pid = ' . $session->pid), 't', 'no snapshot is held meanwhile');
